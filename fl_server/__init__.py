@@ -1,0 +1,1 @@
+"""Puts things together: settings, URLs, the Celery app, `manage.py serve`. Nobody imports it."""

@@ -1,0 +1,1 @@
+"""The only place that reads the environment; `env.py` says how, and lists every variable."""

@@ -1,0 +1,228 @@
+"""What every way of running has in common."""
+
+from pathlib import Path
+
+import dj_database_url
+
+from fl_server.settings.env import env, env_bool, env_int, env_list
+
+BASE_DIR = Path(__file__).resolve().parent.parent.parent
+FL_DATA_DIR = Path(env("FL_DATA_DIR", "./data", "Folder of all state of the embedded server.")).resolve()
+
+DEBUG = False
+ALLOWED_HOSTS = env_list("FL_ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]", "Host names served.")
+CSRF_TRUSTED_ORIGINS = env_list("FL_TRUSTED_ORIGINS", "", "Origins that may post forms, with scheme.")
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "fl_server_core",
+    "fl_server_ai",
+    "fl_server_api",
+    "fl_server",
+]
+MIDDLEWARE = [
+    "fl_server_api.middleware.RequestIdMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "fl_server.urls"
+WSGI_APPLICATION = "fl_server.wsgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+# --- database ---------------------------------------------------------------------------------
+
+_DATABASE_URL = env(
+    "FL_DATABASE_URL", None, "postgres://user:password@host/name; SQLite in FL_DATA_DIR otherwise."
+)
+
+
+def sqlite(path: Path) -> dict[str, object]:
+    """WAL lets readers pass writers; FULL makes an acknowledged commit survive a power cut."""
+    return {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": path,
+        "OPTIONS": {
+            "transaction_mode": "IMMEDIATE",
+            "timeout": 20,
+            "init_command": "PRAGMA journal_mode=WAL;PRAGMA synchronous=FULL;",
+        },
+    }
+
+
+DATABASES: dict[str, object] = {
+    "default": (
+        dj_database_url.parse(_DATABASE_URL, conn_max_age=60, conn_health_checks=True)
+        if _DATABASE_URL
+        else sqlite(FL_DATA_DIR / "db.sqlite3")
+    )
+}
+
+# --- people -----------------------------------------------------------------------------------
+
+AUTH_USER_MODEL = "fl_server_core.User"
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+FL_OPEN_REGISTRATION = env_bool(
+    "FL_OPEN_REGISTRATION", False, "1 lets anyone register a plain user."
+)
+FL_TOKEN_DAYS = env_int("FL_TOKEN_DAYS", 365, "Days until a new token expires; 0 = never.")
+
+# --- weights ----------------------------------------------------------------------------------
+
+FL_STAGING_DIR = Path(
+    env("FL_STAGING_DIR", str(FL_DATA_DIR / "staging"), "Unfinished files; same disk as the weights.")
+)
+FL_MAX_MODEL_BYTES = env_int("FL_MAX_MODEL_BYTES", 16 * 2**30, "Largest weight file, in bytes.")
+FL_AGGREGATION_DEVICE = env("FL_AGGREGATION_DEVICE", "auto", "auto, cpu, cuda or cuda:<n>.")
+FL_WEIGHTS_DIR = env("FL_WEIGHTS_DIR", str(FL_DATA_DIR / "weights"), "Folder of stored weights.")
+_BUCKET = env("FL_S3_BUCKET", None, "Bucket for weights; needs the extra `s3`. Folder otherwise.")
+_WEIGHTS = (
+    {
+        "BACKEND": "storages.backends.s3.S3Storage",
+        "OPTIONS": {
+            "bucket_name": _BUCKET,
+            "endpoint_url": env("FL_S3_ENDPOINT", None, "URL of an S3 API other than Amazon's."),
+            "file_overwrite": False,
+        },
+    }
+    if _BUCKET
+    else {
+        "BACKEND": "fl_server_core.storage.DurableStorage",
+        "OPTIONS": {"location": FL_WEIGHTS_DIR},
+    }
+)
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+    "weights": _WEIGHTS,
+}
+DATA_UPLOAD_MAX_MEMORY_SIZE = 4 * 2**20
+DATA_UPLOAD_MAX_NUMBER_FIELDS = 5_000
+
+# --- work -------------------------------------------------------------------------------------
+
+FL_EXECUTOR = "celery"  # "embedded" in `manage.py serve`, "none" in unit tests
+FL_REDIS_URL = env("FL_REDIS_URL", "redis://localhost:6379/0", "Broker and wake-ups; holds no truth.")
+FL_LEASE_SECONDS = env_int("FL_LEASE_SECONDS", 60, "How long silent work belongs to its worker.")
+FL_EVENT_ATTEMPTS = env_int("FL_EVENT_ATTEMPTS", 3, "Attempts at one piece of work before ERROR.")
+FL_SWEEP_SECONDS = env_int("FL_SWEEP_SECONDS", 5, "Seconds between two sweeps of the reconciler.")
+FL_ROUND_SECONDS = env_int(
+    "FL_ROUND_SECONDS", 86_400, "Default of a training's `round_deadline`, in seconds."
+)
+CELERY_BROKER_URL = FL_REDIS_URL
+CELERY_TASK_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_RESULT_BACKEND = None
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_ACKS_LATE = True
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "socket_timeout": 5,
+    "socket_connect_timeout": 1,
+    "max_retries": 0,
+}
+CELERY_TASK_DEFAULT_QUEUE = "default"
+CELERY_TASK_ROUTES = {"fl_server_ai.trainer.tasks.process_trainer_task": {"queue": "aggregation"}}
+CELERY_BEAT_SCHEDULE = {
+    "reconcile": {
+        "task": "fl_server_ai.trainer.tasks.reconcile",
+        "schedule": FL_SWEEP_SECONDS,
+        "options": {"expires": FL_SWEEP_SECONDS},
+    }
+}
+
+# --- webhooks ---------------------------------------------------------------------------------
+
+FL_WEBHOOK_ALLOW_PRIVATE = env_bool(
+    "FL_WEBHOOK_ALLOW_PRIVATE", False, "1 allows webhooks to loopback and private addresses."
+)
+FL_WEBHOOK_ATTEMPTS = env_int("FL_WEBHOOK_ATTEMPTS", 8, "Attempts at an unreachable webhook.")
+
+# --- API --------------------------------------------------------------------------------------
+
+FL_POLL_SECONDS = env_int("FL_POLL_SECONDS", 25, "Longest wait of `GET tasks/`, in seconds.")
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "fl_server_api.auth.TokenAuthentication",
+        "fl_server_api.auth.BasicAuthentication",
+        "rest_framework.authentication.SessionAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "fl_server_api.errors.handle",
+    "URL_FORMAT_OVERRIDE": None,
+    "TEST_REQUEST_DEFAULT_FORMAT": "json",
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "FL server",
+    "DESCRIPTION": "Federated learning over REST. Weights travel as safetensors or npz, never as code.",
+    "VERSION": "1.0.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "REDOC_DIST": "SIDECAR",
+    "COMPONENT_SPLIT_REQUEST": True,
+}
+
+# --- the rest ---------------------------------------------------------------------------------
+
+LANGUAGE_CODE = "en"
+TIME_ZONE = "UTC"
+USE_TZ = True
+STATIC_URL = "static/"
+STATIC_ROOT = FL_DATA_DIR / "static"
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_AUTOREFRESH = False
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+X_FRAME_OPTIONS = "DENY"
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"},
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "loggers": {
+        "fl": {
+            "handlers": ["stderr"],
+            "level": env("FL_LOG_LEVEL", "INFO", "Level of the loggers fl.server and fl.celery."),
+            "propagate": False,
+        },
+    },
+}

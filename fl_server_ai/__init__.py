@@ -1,0 +1,1 @@
+"""What happens: trainer, events, aggregation, containers, notifications."""

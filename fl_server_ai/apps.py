@@ -1,0 +1,5 @@
+from django.apps import AppConfig
+
+
+class AIConfig(AppConfig):
+    name = "fl_server_ai"

@@ -1,0 +1,44 @@
+"""Hints to whoever works: sent on commit, best effort. The rows are the truth, a lost hint costs seconds."""
+
+import logging
+from collections.abc import Callable
+
+from celery import current_app
+from django.conf import settings
+from django.db import transaction
+from kombu.exceptions import KombuError
+
+log = logging.getLogger("fl.server")
+PROCESS = "fl_server_ai.trainer.tasks.process_trainer_task"
+DELIVER = "fl_server_ai.trainer.tasks.deliver_notifications"
+Sender = Callable[[str, list[int]], None]
+
+
+def _send_celery(task: str, args: list[int]) -> None:
+    """Publish one message and never raise: a broker that is away is the reconciler's business."""
+    try:
+        current_app.signature(task, args=args).apply_async(retry=False, ignore_result=True)
+    except (OSError, KombuError) as error:
+        log.warning("hint %s%s not sent (%s); the reconciler will find the row", task, args, error)
+
+
+def _send_nowhere(task: str, args: list[int]) -> None:
+    log.debug("no executor: %s%s waits for the reconciler", task, args)
+
+
+_senders: dict[str, Sender] = {"celery": _send_celery, "none": _send_nowhere}
+
+
+def register_sender(executor: str, sender: Sender) -> None:
+    """Let an executor in this process receive the hints when `FL_EXECUTOR` names it."""
+    _senders[executor] = sender
+
+
+def dispatch_event(event_id: int) -> None:
+    """Hint, once the transaction has committed, that this trainer event waits."""
+    transaction.on_commit(lambda: _senders[settings.FL_EXECUTOR](PROCESS, [event_id]))
+
+
+def dispatch_notifications() -> None:
+    """Hint, once the transaction has committed, that messages wait to be delivered."""
+    transaction.on_commit(lambda: _senders[settings.FL_EXECUTOR](DELIVER, []))

@@ -1,0 +1,116 @@
+"""Uploading models and giving their weights back in the container that their owner uses."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fl_server_ai.containers import check_finite, sniff, write_back
+from fl_server_ai.services.intake import canonical_blob
+from fl_server_core.exceptions import NotPermitted
+from fl_server_core.models import Blob, GlobalModel, ModelVersion, User
+from fl_server_core.services.blobs import blob_discard, blob_store
+from fl_server_core.services.models import model_create, preprocessing_set
+from fl_server_core.storage import local_path, staging_path
+
+SAFETENSORS = "safetensors"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A file to send; `etag` is the SHA-256 of exactly these bytes."""
+
+    path: Path
+    etag: str
+    size: int
+
+
+def model_upload(
+    *,
+    owner: User,
+    name: str,
+    description: str,
+    model_file: Path,
+    sha256: str | None,
+    round: int = 0,
+    input_shape: list[int | None] | None = None,
+    preprocessing_file: Path | None = None,
+) -> GlobalModel:
+    """Store a new global model. Its weights are checked like an update's."""
+    if not (owner.actor or owner.is_superuser):
+        raise NotPermitted("only an actor may upload models; ask the admin for that role")
+    container = sniff(model_file)
+    preprocessing = _preprocessing_blob(preprocessing_file) if preprocessing_file else None
+    stored: list[Blob] = [preprocessing] if preprocessing else []
+    try:
+        with canonical_blob(model_file, sha256=sha256) as (manifest, blob, publish):
+            check_finite(publish.path, manifest)
+            publish()
+            stored.append(blob)
+            return model_create(
+                owner=owner,
+                name=name,
+                description=description,
+                container=container,
+                weights=blob,
+                round=round,
+                input_shape=input_shape,
+                preprocessing=preprocessing,
+            )
+    except BaseException:
+        for blob in stored:
+            blob_discard(blob=blob)
+        raise
+
+
+def preprocessing_upload(*, model: GlobalModel, user: User, file: Path) -> None:
+    """Replace a model's preprocessing. It is tensors in a known container, kept as it came."""
+    blob = _preprocessing_blob(file)
+    try:
+        preprocessing_set(model=model, user=user, preprocessing=blob)
+    except BaseException:
+        blob_discard(blob=blob)
+        raise
+
+
+def _preprocessing_blob(file: Path) -> Blob:
+    container = sniff(file)
+    copy = staging_path(f".{container}")
+    digest = hashlib.sha256()
+    with file.open("rb") as source, copy.open("wb") as target:
+        while chunk := source.read(2**20):
+            digest.update(chunk)
+            target.write(chunk)
+        target.flush()
+        os.fsync(target.fileno())
+    try:
+        with canonical_blob(file, sha256=None):  # reads it whole and refuses what is no container
+            pass
+    except BaseException:
+        copy.unlink()
+        raise
+    return blob_store(
+        source=copy,
+        digest=digest.hexdigest(),
+        size=copy.stat().st_size,
+        suffix=f".{container}",
+    )
+
+
+@contextmanager
+def weights_open(*, version: ModelVersion, container: str) -> Iterator[Rendered]:
+    """A version's weights as a file in `container`; a form other than the stored one is made on the fly."""
+    with local_path(version.blob) as canonical:
+        if container == SAFETENSORS:
+            yield Rendered(canonical, version.blob.digest, version.blob.size)
+            return
+        path = staging_path(f".{container}")
+        try:
+            write_back(container, canonical, path)
+            with path.open("rb") as handle:
+                etag = hashlib.file_digest(handle, "sha256").hexdigest()
+            yield Rendered(path, etag, path.stat().st_size)
+        finally:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,115 @@
+"""The sweep: finds every state that nobody works on, and moves it. Any number may run at once."""
+
+import logging
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from fl_server_ai.dispatch import dispatch_event, dispatch_notifications
+from fl_server_ai.services.rounds import round_advance, training_fail
+from fl_server_core.lifecycle import (
+    OPEN_PHASES,
+    EventState,
+    NotificationState,
+    RoundPhase,
+    TrainingState,
+)
+from fl_server_core.models import IdempotencyKey, Notification, Round, TrainerEvent
+from fl_server_core.services import events
+from fl_server_core.services.blobs import (
+    blobs_delete_doomed,
+    blobs_doom_unreferenced,
+    files_sweep,
+)
+from fl_server_core.services.trainings import training_locked
+
+log = logging.getLogger("fl.server")
+HOUSEKEEPING_SECONDS = 3_600
+_housekeeping_due = 0.0
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What one sweep found."""
+
+    dispatched: int
+    failed: int
+    closed: int
+    deleted: int
+
+
+def sweep() -> Sweep:
+    """Re-dispatch or end work without a live lease, close overdue rounds, delete what is doomed."""
+    dispatched, failed = _events()
+    closed = _deadlines()
+    if Notification.objects.filter(
+        state=NotificationState.QUEUED, next_attempt_at__lte=timezone.now()
+    ).exists():
+        dispatch_notifications()
+    deleted = blobs_delete_doomed()
+    _housekeeping()
+    return Sweep(dispatched, failed, closed, deleted)
+
+
+def _events() -> tuple[int, int]:
+    dispatched = failed = 0
+    for event in events.events_waiting():
+        if event.attempt < settings.FL_EVENT_ATTEMPTS:
+            dispatch_event(event.pk)
+            dispatched += 1
+        else:
+            lost = event.error or "its worker was lost each time (killed, or out of memory)"
+            event_give_up(
+                event=event, reason=f"WORKER_LOST: {event.type}, {event.attempt} attempts: {lost}"
+            )
+            failed += 1
+    return dispatched, failed
+
+
+def event_give_up(*, event: TrainerEvent, reason: str) -> None:
+    """End a piece of work and its training with a reason; nothing happens if it isn't ours to end."""
+    with transaction.atomic():
+        training = training_locked(event.training_id)
+        if not events.event_fail(event=event, error=reason):
+            return
+        if training.state == TrainingState.ONGOING:
+            round = Round.objects.get(pk=event.round_id)
+            training_fail(training, round, reason)
+
+
+def event_lease_drop(*, event_id: int) -> None:
+    """Let another worker have the event at once: its worker is known to be dead."""
+    TrainerEvent.objects.filter(pk=event_id, state=EventState.RUNNING).update(
+        lease_until=timezone.now()
+    )
+
+
+def _deadlines() -> int:
+    overdue = list(
+        Round.objects.filter(
+            deadline__lte=timezone.now(),
+            phase__in=[*OPEN_PHASES, RoundPhase.TESTING],
+            training__state=TrainingState.ONGOING,
+        ).values_list("training_id", flat=True)
+    )
+    for training_id in overdue:
+        round_advance(training_id=training_id)
+    return len(overdue)
+
+
+def _housekeeping() -> None:
+    """Hourly, and at the start of each process: files without rows, rows without use."""
+    global _housekeeping_due  # noqa: PLW0603 - one clock a process is what is meant
+    if time.monotonic() < _housekeeping_due:
+        return
+    _housekeeping_due = time.monotonic() + HOUSEKEEPING_SECONDS
+    day_ago = timezone.now() - timedelta(days=1)
+    IdempotencyKey.objects.filter(created_at__lt=day_ago).delete()
+    blobs_doom_unreferenced()
+    removed = files_sweep()
+    if removed:
+        log.info("housekeeping removed %s files that no row names", removed)

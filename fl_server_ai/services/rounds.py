@@ -1,0 +1,100 @@
+"""The question "does this training go on now?", asked wherever the answer may have changed."""
+
+import logging
+import uuid
+
+from django.db import transaction
+from django.utils import timezone
+
+from fl_server_ai.dispatch import dispatch_event
+from fl_server_ai.notifications import wakeups
+from fl_server_core.lifecycle import (
+    OPEN_PHASES,
+    RoundPhase,
+    TaskKind,
+    TrainingState,
+    move,
+)
+from fl_server_core.models import Round, TrainerEvent, Training
+from fl_server_core.services.rounds import (
+    current_round,
+    round_tally,
+    tasks_cancel,
+    tasks_expire,
+)
+from fl_server_core.services.trainings import training_locked
+
+log = logging.getLogger("fl.server")
+TRAINING_ROUND_FINISHED = "TrainingRoundFinished"
+MODEL_TEST_FINISHED = "ModelTestFinished"
+
+
+@transaction.atomic
+def round_advance(*, training_id: uuid.UUID) -> TrainerEvent | None:
+    """Create the event that follows if the round's rows say that nothing more is to come.
+
+    Computed from rows at every call, so asking too often is harmless: the event is unique per round
+    and type. Asked after an update, a failure, a removal, a test result, and when a deadline passes.
+    """
+    training = training_locked(training_id)
+    round = current_round(training)
+    if training.state != TrainingState.ONGOING or round is None:
+        return None
+    round.training = training
+    if round.phase in OPEN_PHASES:
+        return _close_collection(training, round)
+    if round.phase == RoundPhase.TESTING:
+        return _close_test(training, round)
+    return None
+
+
+def _is_over(round: Round, kind: TaskKind) -> bool:
+    if round_tally(round, kind).open == 0:
+        return True
+    if round.deadline is not None and round.deadline <= timezone.now():
+        tasks_expire(round=round)
+        return True
+    return False
+
+
+def _close_collection(training: Training, round: Round) -> TrainerEvent | None:
+    if not _is_over(round, TaskKind.TRAIN):
+        return None
+    tally = round_tally(round, TaskKind.TRAIN)
+    needed = int(round.policy.get("min_updates", 1))
+    if tally.done < max(1, needed):
+        training_fail(
+            training,
+            round,
+            f"NOT_ENOUGH_UPDATES: round {round.number} ended with {tally.done} of {tally.total} "
+            f"updates, {max(1, needed)} are needed",
+        )
+        return None
+    move(round, RoundPhase.AGGREGATING, deadline=None)
+    return _event(training, round, TRAINING_ROUND_FINISHED)
+
+
+def _close_test(training: Training, round: Round) -> TrainerEvent | None:
+    if not _is_over(round, TaskKind.EVALUATE):
+        return None
+    return _event(training, round, MODEL_TEST_FINISHED)
+
+
+def _event(training: Training, round: Round, type: str) -> TrainerEvent:
+    event, created = TrainerEvent.objects.get_or_create(training=training, round=round, type=type)
+    if created:
+        log.info("training %s round %s: %s is due", training.pk, round.number, type)
+        dispatch_event(event.pk)
+    return event
+
+
+def training_fail(training: Training, round: Round, reason: str) -> None:
+    """End a training with a reason that people can read; the training is locked."""
+    now = timezone.now()
+    log.error("training %s round %s: %s", training.pk, round.number, reason)
+    if round.phase not in {RoundPhase.DONE, RoundPhase.FAILED}:
+        move(round, RoundPhase.FAILED, reason=reason, finished_at=now, deadline=None)
+    move(training, TrainingState.ERROR, reason=reason, finished_at=now, last_update=now)
+    users = [str(pk) for pk in round.tasks.values_list("user_id", flat=True)]
+    tasks_cancel(training_id=training.pk, why=reason)
+    wakeups.publish(users)

@@ -1,0 +1,112 @@
+"""What a training's `options` may hold: the trainer's own, its strategy's, and values for the clients."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from django.conf import settings
+
+from fl_server_ai.aggregation import STRATEGIES, Strategy
+from fl_server_ai.aggregation.options import parse_options
+from fl_server_core.exceptions import Invalid, NotAvailable
+from fl_server_core.models import Training
+
+# Known from the wire contract; refused until the server really does them.
+LATER_STRATEGIES = frozenset(
+    "FedDC FedAvgM FedAdagrad FedAdam FedYogi FedNova SCAFFOLD FedDyn qFedAvg FedDGGA FedBuff FedAsync "
+    "FedMedian TrimmedMean Krum MultiKrum Bulyan GeometricMedian FLTrust FedSGD FedPM".split()
+)
+LATER_OPTIONS = frozenset(
+    "daisy_chain_period aggregation_period chain_period uncertainty swag_rounds".split()
+)
+MAX_CLIENT_CONFIG = 16_384
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """How the rounds of a training follow each other; names as in the wire contract."""
+
+    skip_model_tests: bool = field(
+        default=False, metadata={"doc": "No test rounds at all; wins over the next option."}
+    )
+    model_test_after_each_round: bool = field(
+        default=True, metadata={"doc": "Test every new model, not only the last one."}
+    )
+    delete_local_models_after_aggregation: bool = field(
+        default=True, metadata={"doc": "Delete the files of updates once their round is published."}
+    )
+    round_deadline: float | None = field(
+        default=None,
+        metadata={"doc": "Seconds a round or test waits; the server's default if null.", "gt": 0.0},
+    )
+    min_updates: int = field(
+        default=1, metadata={"doc": "A round with fewer updates at its end fails.", "ge": 1}
+    )
+
+    @property
+    def seconds(self) -> float:
+        """How long a phase may last. There is always an end: nothing waits for ever."""
+        return settings.FL_ROUND_SECONDS if self.round_deadline is None else self.round_deadline
+
+
+TRAINER_FIELDS = frozenset(option.name for option in fields(TrainerOptions))
+
+
+def options_validate(*, aggregation_method: str, options: Mapping[str, Any]) -> None:
+    """Refuse, with a pointer, whatever this server would not do exactly as asked."""
+    if aggregation_method in LATER_STRATEGIES:
+        raise NotAvailable(f"{aggregation_method} is not available on this server yet")
+    if aggregation_method not in STRATEGIES:
+        raise Invalid(
+            f"there is no strategy {aggregation_method[:64]!r}; there are {', '.join(STRATEGIES)}",
+            code="UNKNOWN_STRATEGY",
+            errors=[
+                {
+                    "pointer": "/aggregation_method",
+                    "code": "unknown",
+                    "detail": f"one of {', '.join(STRATEGIES)}",
+                }
+            ],
+        )
+    for name in LATER_OPTIONS & options.keys():
+        raise NotAvailable(
+            f"the option {name!r} is not available on this server yet",
+            errors=[{"pointer": f"/options/{name}", "code": "not_available", "detail": "not yet"}],
+        )
+    _split(aggregation_method, options)
+
+
+def _split(
+    aggregation_method: str, options: Mapping[str, Any]
+) -> tuple[TrainerOptions, Strategy[Any], dict[str, Any]]:
+    rest = dict(options)
+    config = rest.pop("client_config", {})
+    if not isinstance(config, dict) or len(json.dumps(config)) > MAX_CLIENT_CONFIG:
+        raise Invalid(
+            f"client_config is an object of at most {MAX_CLIENT_CONFIG} bytes",
+            code="BAD_OPTION",
+            errors=[
+                {"pointer": "/options/client_config", "code": "type", "detail": "a small object"}
+            ],
+        )
+    own = {name: rest.pop(name) for name in list(rest) if name in TRAINER_FIELDS}
+    trainer = parse_options(TrainerOptions, own)
+    kind = STRATEGIES[aggregation_method]
+    return trainer, kind(parse_options(kind.Options, rest)), config
+
+
+def trainer_options(training: Training) -> TrainerOptions:
+    """The training's options with defaults filled in."""
+    return _split(training.aggregation_method, training.options)[0]
+
+
+def strategy_of(training: Training) -> Strategy[Any]:
+    """A fresh strategy with the training's options."""
+    return _split(training.aggregation_method, training.options)[1]
+
+
+def client_config(training: Training) -> dict[str, Any]:
+    """What a task tells its client: the researcher's values, then the strategy's (they win)."""
+    _, strategy, config = _split(training.aggregation_method, training.options)
+    return {**config, **strategy.client_config()}

@@ -1,0 +1,120 @@
+"""Creating, starting and finishing trainings, and taking clients out of running ones."""
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from django.db import transaction
+from django.utils import timezone
+
+from fl_server_ai.dispatch import dispatch_notifications
+from fl_server_ai.notifications import wakeups
+from fl_server_ai.services.rounds import round_advance
+from fl_server_ai.services.training_options import options_validate, trainer_options
+from fl_server_core.exceptions import Conflict, IllegalMove, NotAvailable, NotPermitted
+from fl_server_core.lifecycle import RoundPhase, TrainingState, move
+from fl_server_core.models import GlobalModel, Round, Training, User
+from fl_server_core.models.notifications import NotificationType
+from fl_server_core.models.trainings import UncertaintyMethod
+from fl_server_core.services import rounds, trainings
+from fl_server_core.services.notifications import notifications_queue
+
+
+def training_create(
+    *,
+    actor: User,
+    model: GlobalModel,
+    target_num_updates: int,
+    aggregation_method: str,
+    uncertainty_method: str = UncertaintyMethod.NONE,
+    options: dict[str, Any],
+    metric_names: Sequence[str] = (),
+    clients: Sequence[uuid.UUID] = (),
+) -> Training:
+    """Create a training after checking every option; what comes later is refused, never ignored."""
+    if uncertainty_method != UncertaintyMethod.NONE:
+        raise NotAvailable(f"{uncertainty_method} is not available on this server yet")
+    options_validate(aggregation_method=aggregation_method, options=options)
+    return trainings.training_create(
+        actor=actor,
+        model=model,
+        target_num_updates=target_num_updates,
+        aggregation_method=aggregation_method,
+        options=options,
+        metric_names=metric_names,
+        clients=clients,
+    )
+
+
+@transaction.atomic
+def training_start(*, training: Training, user: User) -> None:
+    """Start a training: TRAINING_START, then the first round. A second start is an `IllegalMove`."""
+    if training.actor_id != user.pk and not user.is_superuser:
+        raise NotPermitted("only the actor of a training may start it")
+    training = trainings.training_locked(training.pk)
+    participants = trainings.participants_active(training)
+    if training.state != TrainingState.INITIAL:
+        raise IllegalMove(
+            f"training {training.pk} is {training.get_state_display()}; it can't be started",
+            state=training.state,
+        )
+    if not participants:
+        raise Conflict(
+            "this training has no clients; add some with PUT trainings/<id>/clients/",
+            code="NO_PARTICIPANTS",
+            state=training.state,
+        )
+    move(training, TrainingState.ONGOING, started_at=timezone.now(), last_update=timezone.now())
+    notifications_queue(
+        training=training, type=NotificationType.TRAINING_START, receivers=participants
+    )
+    round_start(training)
+
+
+def round_start(training: Training) -> Round:
+    """Open the next round and tell everybody; the training is locked. Again: the round as it is."""
+    options = trainer_options(training)
+    opened = rounds.round_open(
+        training=training, seconds=options.seconds, policy={"min_updates": options.min_updates}
+    )
+    dispatch_notifications()
+    wakeups.publish(
+        [str(pk) for pk in opened.tasks.values_list("user_id", flat=True)]
+    )
+    round_advance(training_id=training.pk)
+    return opened
+
+
+def test_start(training: Training, round: Round) -> None:
+    """Ask everybody to evaluate the new model; the training is locked."""
+    rounds.test_open(round=round, seconds=trainer_options(training).seconds)
+    dispatch_notifications()
+    wakeups.publish([str(pk) for pk in round.tasks.values_list("user_id", flat=True)])
+    round_advance(training_id=training.pk)
+
+
+def training_finish(training: Training, round: Round) -> None:
+    """Close the last round and the training, and tell participants and actor; the training is locked."""
+    now = timezone.now()
+    move(round, RoundPhase.DONE, finished_at=now, deadline=None)
+    move(training, TrainingState.COMPLETED, finished_at=now, last_update=now)
+    receivers = {user.pk: user for user in trainings.participants_active(training)}
+    receivers.setdefault(training.actor.pk, training.actor)
+    notifications_queue(
+        training=training,
+        type=NotificationType.TRAINING_FINISHED,
+        receivers=list(receivers.values()),
+    )
+    dispatch_notifications()
+    wakeups.publish([str(pk) for pk in receivers])
+
+
+@transaction.atomic
+def training_clients_remove(
+    *, training: Training, user: User, clients: Sequence[uuid.UUID]
+) -> None:
+    """Take clients out; the round goes on without them, at once if nobody else is missing."""
+    removed = trainings.training_drop_clients(training=training, user=user, clients=clients)
+    dispatch_notifications()
+    wakeups.publish([str(client.pk) for client in removed])
+    round_advance(training_id=training.pk)

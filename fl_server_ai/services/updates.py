@@ -1,0 +1,128 @@
+"""Taking in updates and metrics: read, check, make durable, commit, and only then acknowledge."""
+
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from django.db import transaction
+
+from fl_server_ai.containers import check_against, check_finite, read_manifest
+from fl_server_ai.notifications import wakeups
+from fl_server_ai.services.intake import canonical_blob
+from fl_server_ai.services.rounds import round_advance
+from fl_server_core.exceptions import Invalid, NotFound, NotPermitted
+from fl_server_core.lifecycle import TaskKind
+from fl_server_core.models import GlobalModel, LocalModel, Training, User
+from fl_server_core.selectors import get_visible, models_visible_to
+from fl_server_core.services import rounds
+from fl_server_core.services.blobs import blob_discard
+from fl_server_core.services.metrics import Value, metrics_record
+from fl_server_core.services.trainings import training_locked
+from fl_server_core.storage import local_path
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a client learns about its update: how many the round has, and how many it waits for."""
+
+    update: LocalModel
+    created: bool
+    received: int
+    needed: int
+    deadline: datetime | None
+
+
+def update_precheck(*, model_id: uuid.UUID | str, user: User) -> Training:
+    """The training that an update of this model belongs to, or a refusal before the body is read."""
+    model = get_visible(models_visible_to(user), model_id)
+    training = Training.objects.filter(model=model).first()
+    if training is None:
+        raise NotFound(f"no training uses model {model.pk}", code="NO_TRAINING")
+    rounds.membership_check(training=training, user=user)
+    return training
+
+
+def update_submit(
+    *,
+    model_id: uuid.UUID | str,
+    owner: User,
+    round: int,
+    sample_size: int,
+    file: Path,
+    sha256: str | None,
+    metrics: dict[str, Value],
+) -> Receipt:
+    """Store one client's update. Once this returns, a power cut doesn't lose it.
+
+    The same update again gets the same receipt with `created=False`, however late. Two simultaneous
+    last updates are put in order by the training's row lock, and one of them closes the round.
+    """
+    training = update_precheck(model_id=model_id, user=owner)
+    if not 1 <= sample_size <= rounds.MAX_SAMPLES:
+        raise Invalid(f"sample_size is 1 to {rounds.MAX_SAMPLES}", code="SAMPLE_SIZE")
+    with canonical_blob(file, sha256=sha256) as (manifest, blob, publish):
+        with local_path(training.base_version.blob) as base:
+            check_against(manifest, read_manifest(base))
+        check_finite(publish.path, manifest)
+        publish()
+        try:
+            with transaction.atomic():
+                training = training_locked(training.pk)
+                update, created = rounds.update_accept(
+                    training=training,
+                    owner=owner,
+                    number=round,
+                    sample_size=sample_size,
+                    blob=blob,
+                    metrics=metrics,
+                )
+                receipt = _receipt(update, created)
+                if created:
+                    round_advance(training_id=training.pk)
+        except BaseException:
+            blob_discard(blob=blob)
+            raise
+    if not created:
+        blob_discard(blob=blob)
+    return receipt
+
+
+def _receipt(update: LocalModel, created: bool) -> Receipt:
+    tally = rounds.round_tally(update.round, TaskKind.TRAIN)
+    return Receipt(update, created, tally.done, tally.done + tally.open, update.round.deadline)
+
+
+@transaction.atomic
+def metrics_submit(
+    *,
+    model_id: uuid.UUID | str,
+    reporter: User,
+    metrics: dict[str, Value],
+    sample_size: int | None = None,
+) -> GlobalModel:
+    """Store metrics of a model. From a participant in a test round they end his part in it."""
+    model = get_visible(models_visible_to(reporter), model_id)
+    if sample_size is not None and not 1 <= sample_size <= rounds.MAX_SAMPLES:
+        raise Invalid(f"sample_size is 1 to {rounds.MAX_SAMPLES}", code="SAMPLE_SIZE")
+    found = Training.objects.filter(model=model).first()
+    if found is None:
+        if model.owner_id != reporter.pk and not reporter.is_superuser:
+            raise NotPermitted("only its owner may add metrics to a model without a training")
+        metrics_record(
+            model=model,
+            reporter=reporter,
+            step=model.round,
+            metrics=metrics,
+            sample_size=sample_size,
+        )
+        return model
+    training = training_locked(found.pk)
+    if training.actor_id != reporter.pk or training.memberships.filter(user=reporter).exists():
+        rounds.membership_check(training=training, user=reporter)
+    rounds.test_record(
+        training=training, reporter=reporter, metrics=metrics, sample_size=sample_size
+    )
+    if round_advance(training_id=training.pk) is not None:
+        wakeups.publish([])
+    return training.model

@@ -1,0 +1,1 @@
+"""The trainer: claims durable events, and does what each stands for."""

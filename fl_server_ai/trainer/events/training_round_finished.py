@@ -1,0 +1,56 @@
+"""Every update of a round is in: aggregate them, publish a version, and go on."""
+
+import logging
+
+from fl_server_ai.services.training_options import TrainerOptions
+from fl_server_ai.trainer.events.base import ModelTrainerEvent
+from fl_server_ai.trainer.publishing import aggregate_round
+from fl_server_core.lifecycle import RoundPhase, move
+
+log = logging.getLogger("fl.server")
+TEST, ROUND, FINISH = "test_round", "start_round", "finish"
+
+
+def follow_up(options: TrainerOptions, *, round: int, target: int) -> str:
+    """What follows an aggregation; `round` is the number after the increment.
+
+    =================  ===========================  ===============  ==========
+    skip_model_tests   model_test_after_each_round  below target     at target
+    =================  ===========================  ===============  ==========
+    yes                either                       next round       finish
+    no                 yes                          test             test
+    no                 no                           next round       test
+    =================  ===========================  ===============  ==========
+    """
+    at_target = round >= target
+    if not options.skip_model_tests and (options.model_test_after_each_round or at_target):
+        return TEST
+    return FINISH if at_target else ROUND
+
+
+class TrainingRoundFinished(ModelTrainerEvent):
+    """The round's sample is complete, or its deadline passed with enough updates."""
+
+    def handle(self) -> None:
+        """Aggregate. A round that is still collecting, or published already, stays as it is."""
+        round = self.trainer.round
+        if round is None or round.phase != RoundPhase.AGGREGATING:
+            phase = "not open" if round is None else round.phase
+            log.info("training %s: its round is %s, nothing to aggregate", self.training.pk, phase)
+            return
+        if round.result_version_id is None:
+            aggregate_round(self.training, round, self.trainer.options, self.trainer.work)
+
+    def next(self) -> None:
+        """Test, open the next round or finish, as the table of `follow_up` says."""
+        round = self.trainer.round
+        if round is None or round.phase != RoundPhase.AGGREGATING or not round.result_version_id:
+            return
+        step = follow_up(
+            self.trainer.options,
+            round=self.training.model.round,
+            target=self.training.target_num_updates,
+        )
+        if step == ROUND:
+            move(round, RoundPhase.DONE, finished_at=round.result_version.created_at)
+        getattr(self.trainer, step)()

@@ -1,0 +1,142 @@
+"""From a round's stored updates to its published version; a round that moved on is left alone."""
+
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from fl_server_ai.aggregation import UpdateMeta
+from fl_server_ai.aggregation.engine import Aggregated, UpdateFile, aggregate
+from fl_server_ai.services.training_options import TrainerOptions, strategy_of
+from fl_server_core.exceptions import AggregationException
+from fl_server_core.lifecycle import RoundPhase, UpdateState, move
+from fl_server_core.models import (
+    Blob,
+    GlobalModel,
+    LocalModel,
+    ModelVersion,
+    Round,
+    TrainerEvent,
+    Training,
+)
+from fl_server_core.services.blobs import (
+    blob_discard,
+    blob_store,
+    blobs_delete_doomed,
+    blobs_doom_unreferenced,
+)
+from fl_server_core.services.events import event_held
+from fl_server_core.services.trainings import training_locked
+from fl_server_core.storage import local_path, staging_path
+
+log = logging.getLogger("fl.celery")
+
+
+def aggregate_round(
+    training: Training, round: Round, options: TrainerOptions, work: TrainerEvent | None
+) -> None:
+    """Aggregate the accepted updates and publish the result as the training's current version.
+
+    The result depends on the updates alone, so a second worker that does the same makes the same
+    bytes; the first one to commit publishes, the other's file is discarded.
+    """
+    updates = list(
+        LocalModel.objects.filter(round=round, state=UpdateState.ACCEPTED)
+        .select_related("blob")
+        .order_by("owner_id")
+    )
+    if not updates:
+        raise AggregationException(f"round {round.number} has no accepted updates")
+    started = timezone.now()
+    out, state_out = staging_path(".safetensors"), staging_path(".state")
+    try:
+        result = _aggregate(training, round, updates, out, state_out)
+        blob = blob_store(source=out, digest=result.digest, size=result.size)
+        try:
+            published = _publish(training, round, updates, result, blob, options, work)
+        except BaseException:
+            blob_discard(blob=blob)
+            raise
+    finally:
+        out.unlink(missing_ok=True)
+        state_out.unlink(missing_ok=True)
+    if not published:
+        blob_discard(blob=blob)
+        return
+    log.info(
+        "training %s round %s: %s updates aggregated in %.2f s",
+        training.pk,
+        round.number,
+        len(updates),
+        (timezone.now() - started).total_seconds(),
+    )
+    blobs_delete_doomed()
+
+
+def _aggregate(
+    training: Training, round: Round, updates: list[LocalModel], out: Path, state_out: Path
+) -> Aggregated:
+    base = ModelVersion.objects.select_related("blob").get(pk=round.base_version_id)
+    with ExitStack() as stack:
+        return aggregate(
+            base=stack.enter_context(local_path(base.blob)),
+            updates=[
+                UpdateFile(
+                    stack.enter_context(local_path(update.blob)),
+                    UpdateMeta(participant=str(update.owner_id), num_examples=update.sample_size),
+                    update.digest,
+                )
+                for update in updates
+                if update.blob is not None
+            ],
+            out=out,
+            strategy=strategy_of(training),
+            device=settings.FL_AGGREGATION_DEVICE,
+        )
+
+
+@transaction.atomic
+def _publish(
+    training: Training,
+    round: Round,
+    updates: list[LocalModel],
+    result: Aggregated,
+    blob: Blob,
+    options: TrainerOptions,
+    work: TrainerEvent | None,
+) -> bool:
+    training_locked(training.pk)
+    current = Round.objects.get(pk=round.pk)
+    if current.phase != RoundPhase.AGGREGATING or current.result_version_id is not None:
+        return False
+    if work is not None and not event_held(event=work):
+        return False
+    blob.save()
+    version = ModelVersion.objects.create(
+        model_id=training.model_id,
+        number=round.number + 1,
+        parent_id=round.base_version_id,
+        blob=blob,
+        strategy=training.aggregation_method,
+        num_updates=len(updates),
+        total_examples=sum(update.sample_size for update in updates),
+    )
+    GlobalModel.objects.filter(pk=training.model_id).update(
+        current_version=version, round=version.number
+    )
+    Round.objects.filter(pk=round.pk).update(result_version=version, warnings=result.warnings)
+    Training.objects.filter(pk=training.pk).update(last_update=timezone.now())
+    _consume(updates, options)
+    return True
+
+
+def _consume(updates: list[LocalModel], options: TrainerOptions) -> None:
+    delete = options.delete_local_models_after_aggregation
+    blobs = [update.blob_id for update in updates if update.blob_id is not None]
+    for update in updates:
+        move(update, UpdateState.CONSUMED, **({"blob": None} if delete else {}))
+    if delete:
+        blobs_doom_unreferenced(ids=blobs)

@@ -1,0 +1,1 @@
+"""How it is asked for: parse, call one service, answer."""

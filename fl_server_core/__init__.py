@@ -1,0 +1,1 @@
+"""What is true: models, rules, states and storage. No HTTP, no queue, no tensors."""

@@ -1,0 +1,160 @@
+"""The legal states of everything that moves, and `move()`, the only writer of a state."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.db import models
+
+from fl_server_core.exceptions import IllegalMove
+
+
+class TrainingState(models.TextChoices):
+    """One-letter codes are part of the wire contract."""
+
+    INITIAL = "I", "initial"
+    ONGOING = "O", "ongoing"
+    SWAG_ROUND = "S", "SWAG round"
+    PAUSED = "P", "paused"
+    COMPLETED = "C", "completed"
+    CANCELLED = "X", "cancelled"
+    ERROR = "E", "error"
+
+
+class RoundPhase(models.TextChoices):
+    """Where a round stands; `aggregating` and later no longer accept updates."""
+
+    NOTIFYING = "notifying"
+    COLLECTING = "collecting"
+    AGGREGATING = "aggregating"
+    TESTING = "testing"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class TaskState(models.TextChoices):
+    """What became of one participant's part in a round."""
+
+    OPEN = "open"
+    DONE = "done"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+class TaskKind(models.TextChoices):
+    """What a participant is asked to do."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    SWAG = "swag"
+
+
+class UpdateState(models.TextChoices):
+    """The life of one uploaded update; its file may be deleted once it is consumed."""
+
+    RECEIVED = "received"
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    QUARANTINED = "quarantined"
+    CONSUMED = "consumed"
+
+
+class EventState(models.TextChoices):
+    """The life of one piece of durable work."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class NotificationState(models.TextChoices):
+    """The life of one webhook message."""
+
+    QUEUED = "queued"
+    DELIVERED = "delivered"
+    REJECTED = "rejected"
+    FAILED = "failed"
+
+
+T, R, U = TrainingState, RoundPhase, UpdateState
+MOVES: Mapping[type[models.TextChoices], Mapping[str, frozenset[str]]] = {
+    TrainingState: {
+        T.INITIAL: frozenset({T.ONGOING, T.CANCELLED}),
+        T.ONGOING: frozenset({T.SWAG_ROUND, T.PAUSED, T.COMPLETED, T.CANCELLED, T.ERROR}),
+        T.SWAG_ROUND: frozenset({T.ONGOING, T.PAUSED, T.CANCELLED, T.ERROR}),
+        T.PAUSED: frozenset({T.ONGOING, T.CANCELLED}),
+        T.COMPLETED: frozenset(),
+        T.CANCELLED: frozenset(),
+        T.ERROR: frozenset({T.ONGOING}),
+    },
+    RoundPhase: {
+        R.NOTIFYING: frozenset({R.COLLECTING, R.AGGREGATING, R.FAILED}),
+        R.COLLECTING: frozenset({R.AGGREGATING, R.FAILED}),
+        R.AGGREGATING: frozenset({R.TESTING, R.DONE, R.FAILED}),
+        R.TESTING: frozenset({R.DONE, R.FAILED}),
+        R.DONE: frozenset(),
+        R.FAILED: frozenset(),
+    },
+    TaskState: {
+        TaskState.OPEN: frozenset(
+            {TaskState.DONE, TaskState.FAILED, TaskState.EXPIRED, TaskState.CANCELLED}
+        ),
+        TaskState.DONE: frozenset(),
+        TaskState.FAILED: frozenset(),
+        TaskState.EXPIRED: frozenset(),
+        TaskState.CANCELLED: frozenset(),
+    },
+    UpdateState: {
+        U.RECEIVED: frozenset({U.ACCEPTED, U.REFUSED, U.QUARANTINED}),
+        U.ACCEPTED: frozenset({U.CONSUMED}),
+        U.REFUSED: frozenset(),
+        U.QUARANTINED: frozenset({U.ACCEPTED, U.REFUSED}),
+        U.CONSUMED: frozenset(),
+    },
+    EventState: {
+        EventState.PENDING: frozenset({EventState.RUNNING, EventState.FAILED}),
+        EventState.RUNNING: frozenset({EventState.PENDING, EventState.DONE, EventState.FAILED}),
+        EventState.DONE: frozenset(),
+        EventState.FAILED: frozenset(),
+    },
+    NotificationState: {
+        NotificationState.QUEUED: frozenset(
+            {
+                NotificationState.DELIVERED,
+                NotificationState.REJECTED,
+                NotificationState.FAILED,
+            }
+        ),
+        NotificationState.DELIVERED: frozenset(),
+        NotificationState.REJECTED: frozenset(),
+        NotificationState.FAILED: frozenset(),
+    },
+}
+TERMINAL_TRAINING_STATES = frozenset(
+    {TrainingState.COMPLETED, TrainingState.CANCELLED, TrainingState.ERROR}
+)
+OPEN_PHASES = frozenset({RoundPhase.NOTIFYING, RoundPhase.COLLECTING})
+
+
+def move(row: models.Model, to: models.TextChoices, **fields: Any) -> None:
+    """Move `row` to a new state and set `fields` with it, or raise `IllegalMove`.
+
+    The update is conditional on the state that `row` was read with: when two processes race, the row count
+    decides, and the loser gets `IllegalMove` with the state that it finds.
+    """
+    name = getattr(row, "STATE_FIELD", "state")
+    state = getattr(row, name)
+    if to.value not in MOVES[type(to)][type(to)(state)]:
+        raise IllegalMove(
+            f"{type(row).__name__.lower()} {row.pk} is {type(to)(state).label}, "
+            f"it can't become {to.label}",
+            state=state,
+        )
+    manager = type(row)._default_manager
+    changed = manager.filter(pk=row.pk, **{name: state}).update(**{name: to.value}, **fields)
+    if not changed:
+        found = manager.filter(pk=row.pk).values_list(name, flat=True).first()
+        raise IllegalMove(f"{type(row).__name__.lower()} {row.pk} is {found} by now", state=found)
+    for key, value in {name: to.value, **fields}.items():
+        setattr(row, key, value)

@@ -1,0 +1,27 @@
+"""The tables: who takes part (users), what is trained (weights), and what happened (rounds, metrics)."""
+
+from fl_server_core.models.events import TrainerEvent
+from fl_server_core.models.idempotency import IdempotencyKey
+from fl_server_core.models.metrics import Metric
+from fl_server_core.models.notifications import Notification
+from fl_server_core.models.rounds import LocalModel, Round, Task
+from fl_server_core.models.trainings import Participant, Training
+from fl_server_core.models.users import ApiToken, User
+from fl_server_core.models.weights import Blob, GlobalModel, ModelVersion
+
+__all__ = [
+    "ApiToken",
+    "Blob",
+    "GlobalModel",
+    "IdempotencyKey",
+    "LocalModel",
+    "Metric",
+    "ModelVersion",
+    "Notification",
+    "Participant",
+    "Round",
+    "Task",
+    "TrainerEvent",
+    "Training",
+    "User",
+]

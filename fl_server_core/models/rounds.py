@@ -1,0 +1,113 @@
+"""A round, who was asked in it (tasks), and what they sent (local models)."""
+
+import uuid
+
+from django.conf import settings
+from django.db import models
+
+from fl_server_core.lifecycle import RoundPhase, TaskKind, TaskState, UpdateState
+from fl_server_core.models.trainings import Training
+from fl_server_core.models.weights import Blob, ModelVersion
+
+
+class Round(models.Model):
+    """One step of a training. Its tasks are its frozen sample: joining later changes later rounds only."""
+
+    STATE_FIELD = "phase"
+
+    training = models.ForeignKey(Training, on_delete=models.CASCADE, related_name="rounds")
+    number = models.PositiveIntegerField()
+    phase = models.CharField(max_length=16, choices=RoundPhase, default=RoundPhase.NOTIFYING)
+    reason = models.TextField(blank=True)  # why it failed
+    policy = models.JSONField(default=dict, blank=True)  # the options that were in force
+    base_version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="+")
+    result_version = models.OneToOneField(
+        ModelVersion, on_delete=models.PROTECT, null=True, blank=True, related_name="produced_by"
+    )
+    warnings = models.JSONField(default=list, blank=True)
+    started_at = models.DateTimeField(auto_now_add=True)
+    deadline = models.DateTimeField(null=True, blank=True, db_index=True)  # of the current phase
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["training", "number"]
+        constraints = [
+            models.UniqueConstraint(fields=["training", "number"], name="one_round_per_number"),
+            models.CheckConstraint(
+                condition=models.Q(phase__in=RoundPhase.values), name="round_phase_is_known"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"round {self.number} of {self.training_id}"
+
+
+class Task(models.Model):
+    """What one participant is asked to do in a round. `number` is the round as the client reports it."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    round = models.ForeignKey(Round, on_delete=models.CASCADE, related_name="tasks")
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="tasks"
+    )
+    kind = models.CharField(max_length=16, choices=TaskKind)
+    number = models.PositiveIntegerField()
+    state = models.CharField(max_length=16, choices=TaskState, default=TaskState.OPEN)
+    failure = models.TextField(blank=True)  # "CODE: text", as reported or found
+    progress = models.JSONField(null=True, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    fetched_at = models.DateTimeField(null=True, blank=True)  # when the client was first told
+    progress_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["created_at", "id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["round", "user", "kind"], name="one_task_per_participant_and_kind"
+            ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["user", "created_at"],
+                condition=models.Q(state="open"),
+                name="open_tasks_of_user",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.number} by {self.user_id}"
+
+
+class LocalModel(models.Model):
+    """One participant's update. The row is kept for good (replays, participation), the file by policy."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    training = models.ForeignKey(Training, on_delete=models.CASCADE, related_name="local_models")
+    round = models.ForeignKey(Round, on_delete=models.CASCADE, related_name="local_models")
+    owner = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="local_models"
+    )
+    sample_size = models.BigIntegerField()
+    digest = models.CharField(max_length=64)  # SHA-256 of the canonical file
+    size = models.BigIntegerField()
+    blob = models.ForeignKey(
+        Blob, on_delete=models.PROTECT, null=True, blank=True, related_name="local_models"
+    )
+    state = models.CharField(max_length=16, choices=UpdateState, default=UpdateState.RECEIVED)
+    reason = models.TextField(blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-created_at"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["training", "round", "owner"], name="one_update_per_participant"
+            ),
+            models.CheckConstraint(
+                condition=models.Q(sample_size__gte=1), name="at_least_one_sample"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"update of {self.owner_id} in round {self.round_id}"

@@ -1,0 +1,85 @@
+"""Stored weights, the global models that point at them, and each model's history of versions."""
+
+import uuid
+
+from django.conf import settings
+from django.db import models
+
+
+class Blob(models.Model):
+    """One immutable file in the weights storage. The row outlives the file, never the other way round.
+
+    A file belongs to one row; rows that are no longer referred to are doomed, their file is deleted, and
+    the row goes last, so that a kill in between leaves nothing behind that the sweep would not find.
+    """
+
+    name = models.CharField(max_length=200, unique=True)
+    digest = models.CharField(max_length=64, db_index=True)  # SHA-256 of the file, hexadecimal
+    size = models.BigIntegerField()
+    created_at = models.DateTimeField(auto_now_add=True)
+    doomed_at = models.DateTimeField(null=True, blank=True, db_index=True)
+
+    def __str__(self) -> str:
+        return f"{self.digest[:12]} ({self.size:,} bytes)"
+
+
+class ModelType(models.TextChoices):
+    """Kinds of global model in the wire contract."""
+
+    GLOBAL = "GLOBAL"
+    SWAG = "SWAG"
+    MEAN = "MEAN"
+
+
+class GlobalModel(models.Model):
+    """A model that can be trained. Its weights are its current version's; `round` counts aggregations."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    owner = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="global_models"
+    )
+    name = models.CharField(max_length=256)
+    description = models.TextField(blank=True)
+    type = models.CharField(max_length=6, choices=ModelType, default=ModelType.GLOBAL)
+    round = models.PositiveIntegerField(default=0)
+    input_shape = models.JSONField(null=True, blank=True)  # list of sizes, null = free dimension
+    container = models.CharField(max_length=20, default="safetensors")  # the form it was uploaded in
+    current_version = models.ForeignKey(
+        "ModelVersion", on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
+    preprocessing = models.ForeignKey(
+        Blob, on_delete=models.PROTECT, null=True, blank=True, related_name="preprocessing_of"
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-created_at"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ModelVersion(models.Model):
+    """An immutable set of weights: what was uploaded, or what a round came to."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    model = models.ForeignKey(GlobalModel, on_delete=models.CASCADE, related_name="versions")
+    number = models.PositiveIntegerField()
+    parent = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, blank=True)
+    blob = models.ForeignKey(Blob, on_delete=models.PROTECT, related_name="versions")
+    strategy_state = models.ForeignKey(
+        Blob, on_delete=models.PROTECT, null=True, blank=True, related_name="states"
+    )
+    strategy = models.CharField(max_length=64, blank=True)  # empty: uploaded, not aggregated
+    num_updates = models.PositiveIntegerField(default=0)
+    total_examples = models.BigIntegerField(default=0)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["model", "-number"]
+        constraints = [
+            models.UniqueConstraint(fields=["model", "number"], name="one_version_per_number"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model_id} version {self.number}"

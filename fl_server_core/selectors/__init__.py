@@ -1,0 +1,29 @@
+"""What reads data: one `visible_to(user)` query per model, which every list and lookup goes through."""
+
+from fl_server_core.selectors.visibility import (
+    get_visible,
+    groups_visible_to,
+    is_admin,
+    local_models_visible_to,
+    metrics_visible_to,
+    models_visible_to,
+    notifications_visible_to,
+    rounds_visible_to,
+    tasks_visible_to,
+    trainings_visible_to,
+    users_visible_to,
+)
+
+__all__ = [
+    "get_visible",
+    "groups_visible_to",
+    "is_admin",
+    "local_models_visible_to",
+    "metrics_visible_to",
+    "models_visible_to",
+    "notifications_visible_to",
+    "rounds_visible_to",
+    "tasks_visible_to",
+    "trainings_visible_to",
+    "users_visible_to",
+]

@@ -1,0 +1,1 @@
+"""What changes data: `<noun>_<verb>` functions, keyword-only. Reading is in `selectors`."""

@@ -1,0 +1,65 @@
+"""Blobs: a file first, then its row; on the way out the mark, the file, and the row last."""
+
+from datetime import timedelta
+from pathlib import Path
+
+from django.conf import settings
+from django.core.files.storage import FileSystemStorage
+from django.db.models import Q
+from django.utils import timezone
+
+from fl_server_core.models import Blob
+from fl_server_core.storage import store, weights_storage
+
+UNREFERENCED = Q(
+    versions__isnull=True, states__isnull=True, local_models__isnull=True, preprocessing_of__isnull=True
+)
+
+
+def blob_store(*, source: Path, digest: str, size: int, suffix: str = ".safetensors") -> Blob:
+    """Move a synced staging file into the storage. The row is unsaved: it belongs in the caller's transaction."""
+    return Blob(name=store(source, digest=digest, suffix=suffix), digest=digest, size=size)
+
+
+def blob_discard(*, blob: Blob) -> None:
+    """Delete the file of a blob whose transaction did not happen."""
+    weights_storage().delete(blob.name)
+
+
+def blobs_doom_unreferenced(*, ids: list[int] | None = None) -> int:
+    """Mark blobs that nothing refers to; `ids` limits it. Marking twice changes nothing."""
+    doomed = Blob.objects.filter(UNREFERENCED, doomed_at=None)
+    if ids is not None:
+        doomed = doomed.filter(pk__in=ids)
+    return Blob.objects.filter(pk__in=list(doomed.values_list("pk", flat=True))).update(
+        doomed_at=timezone.now()
+    )
+
+
+def blobs_delete_doomed() -> int:
+    """Delete the files of doomed blobs, then the rows; safe to repeat after a kill at any point."""
+    storage = weights_storage()
+    doomed = list(Blob.objects.filter(doomed_at__isnull=False).order_by("pk")[:1000])
+    for blob in doomed:
+        storage.delete(blob.name)
+        blob.delete()
+    return len(doomed)
+
+
+def files_sweep(*, older_than: timedelta = timedelta(hours=24)) -> int:
+    """Delete files that no row names: what kills left in staging, and between a rename and its commit."""
+    limit = timezone.now() - older_than
+    removed = 0
+    for path in Path(settings.FL_STAGING_DIR).glob("*"):
+        if path.is_file() and path.stat().st_mtime < limit.timestamp():
+            path.unlink(missing_ok=True)
+            removed += 1
+    storage = weights_storage()
+    if isinstance(storage, FileSystemStorage) and Path(storage.location).exists():
+        for path in Path(storage.location).glob("*/*"):
+            name = str(path.relative_to(storage.location))
+            old = path.stat().st_mtime < limit.timestamp()
+            if old and not Blob.objects.filter(name=name).exists():
+                path.unlink(missing_ok=True)
+                removed += 1
+    return removed

@@ -1,0 +1,98 @@
+"""Durable work: claimed by one conditional UPDATE, kept by a lease, fenced by the attempt."""
+
+from datetime import timedelta
+
+from django.conf import settings
+from django.db.models import F, Q
+from django.utils import timezone
+
+from fl_server_core.lifecycle import EventState
+from fl_server_core.models import TrainerEvent
+
+BACK_OFF = (2.0, 10.0, 30.0)  # seconds before the second, third, ... attempt
+
+
+def _claimable() -> Q:
+    now = timezone.now()
+    return Q(state=EventState.PENDING) & (Q(lease_until=None) | Q(lease_until__lte=now)) | Q(
+        state=EventState.RUNNING, lease_until__lte=now
+    )
+
+
+def event_claim(*, event_id: int) -> TrainerEvent | None:
+    """Take the event for one attempt; None if it is done, taken, waiting, or out of attempts."""
+    claimed = (
+        TrainerEvent.objects.filter(_claimable(), pk=event_id)
+        .filter(attempt__lt=settings.FL_EVENT_ATTEMPTS)
+        .update(
+            state=EventState.RUNNING,
+            attempt=F("attempt") + 1,
+            lease_until=timezone.now() + timedelta(seconds=settings.FL_LEASE_SECONDS),
+        )
+    )
+    if not claimed:
+        return None
+    return TrainerEvent.objects.select_related("training__model", "round").get(pk=event_id)
+
+
+def _mine(event: TrainerEvent) -> Q:
+    return Q(pk=event.pk, attempt=event.attempt, state=EventState.RUNNING)
+
+
+def event_renew(*, event: TrainerEvent) -> bool:
+    """Prolong the lease; False if somebody else has the event by now."""
+    until = timezone.now() + timedelta(seconds=settings.FL_LEASE_SECONDS)
+    return bool(TrainerEvent.objects.filter(_mine(event)).update(lease_until=until))
+
+
+def event_held(*, event: TrainerEvent) -> bool:
+    """Whether this attempt may still publish. Ask with the training's row locked."""
+    return TrainerEvent.objects.select_for_update().filter(_mine(event)).exists()
+
+
+def event_finish(*, event: TrainerEvent) -> bool:
+    """Mark the work as done; False (and nothing happens) if it isn't this attempt's any more."""
+    return bool(
+        TrainerEvent.objects.filter(_mine(event)).update(
+            state=EventState.DONE, lease_until=None, error="", finished_at=timezone.now()
+        )
+    )
+
+
+def event_release(*, event: TrainerEvent, error: str, spent: bool = True) -> bool:
+    """Give the work back after a failed attempt, to be claimed again after a pause.
+
+    `spent=False` gives the attempt back as well: nothing was tried.
+    """
+    pause = BACK_OFF[min(event.attempt, len(BACK_OFF)) - 1]
+    return bool(
+        TrainerEvent.objects.filter(_mine(event)).update(
+            state=EventState.PENDING,
+            attempt=event.attempt if spent else event.attempt - 1,
+            lease_until=timezone.now() + timedelta(seconds=pause),
+            error=error[:4000],
+        )
+    )
+
+
+def event_fail(*, event: TrainerEvent, error: str) -> bool:
+    """End the work for good; False if it has ended already or is another attempt's."""
+    return bool(
+        TrainerEvent.objects.filter(pk=event.pk, attempt=event.attempt)
+        .exclude(state__in=[EventState.DONE, EventState.FAILED])
+        .update(
+            state=EventState.FAILED,
+            lease_until=None,
+            error=error[:4000],
+            finished_at=timezone.now(),
+        )
+    )
+
+
+def events_waiting() -> list[TrainerEvent]:
+    """What could be claimed now, attempts left or not, oldest first."""
+    return list(
+        TrainerEvent.objects.filter(_claimable())
+        .select_related("training__model", "round")
+        .order_by("created_at")
+    )

@@ -1,0 +1,96 @@
+"""Global models: creating, copying and deleting them. Their bytes are stored before any of this."""
+
+from django.db import transaction
+
+from fl_server_core.exceptions import Conflict, NotPermitted
+from fl_server_core.models import Blob, GlobalModel, ModelVersion, Training, User
+from fl_server_core.services.blobs import blobs_doom_unreferenced
+
+
+@transaction.atomic
+def model_create(
+    *,
+    owner: User,
+    name: str,
+    description: str,
+    container: str,
+    weights: Blob,
+    round: int = 0,
+    input_shape: list[int | None] | None = None,
+    preprocessing: Blob | None = None,
+) -> GlobalModel:
+    """Store a model with its uploaded weights as version `round`."""
+    weights.save()
+    if preprocessing is not None:
+        preprocessing.save()
+    model = GlobalModel.objects.create(
+        owner=owner,
+        name=name,
+        description=description,
+        container=container,
+        round=round,
+        input_shape=input_shape,
+        preprocessing=preprocessing,
+    )
+    return _first_version(model, weights)
+
+
+@transaction.atomic
+def model_clone(*, model: GlobalModel, owner: User) -> GlobalModel:
+    """A new model with the same current weights (the same stored bytes) and no history."""
+    version = ModelVersion.objects.select_related("blob").get(pk=model.current_version_id)
+    copy = GlobalModel.objects.create(
+        owner=owner,
+        name=model.name,
+        description=model.description,
+        type=model.type,
+        container=model.container,
+        round=model.round,
+        input_shape=model.input_shape,
+        preprocessing=model.preprocessing,
+    )
+    return _first_version(copy, version.blob, parent=version)
+
+
+def _first_version(
+    model: GlobalModel, blob: Blob, parent: ModelVersion | None = None
+) -> GlobalModel:
+    model.current_version = ModelVersion.objects.create(
+        model=model, number=model.round, blob=blob, parent=parent
+    )
+    model.save(update_fields=["current_version"])
+    return model
+
+
+@transaction.atomic
+def model_delete(*, model: GlobalModel, user: User) -> None:
+    """Delete a model that no training uses; only its owner may. Its files follow in the next sweep."""
+    if model.owner_id != user.pk and not user.is_superuser:
+        raise NotPermitted("only its owner may delete a model")
+    training = Training.objects.filter(model=model).first()
+    if training is not None:
+        raise Conflict(
+            f"training {training.pk} uses this model; delete the training first",
+            code="MODEL_IN_USE",
+            state=training.state,
+        )
+    blobs = list(model.versions.values_list("blob_id", flat=True))
+    if model.preprocessing_id:
+        blobs.append(model.preprocessing_id)
+    GlobalModel.objects.filter(pk=model.pk).update(current_version=None)
+    model.versions.all().delete()
+    model.delete()
+    blobs_doom_unreferenced(ids=blobs)
+
+
+@transaction.atomic
+def preprocessing_set(*, model: GlobalModel, user: User, preprocessing: Blob) -> None:
+    """Replace the preprocessing that travels with a model; only its owner may."""
+    if model.owner_id != user.pk and not user.is_superuser:
+        raise NotPermitted("only its owner may change a model's preprocessing")
+    former = model.preprocessing_id
+    preprocessing.save()
+    model.preprocessing = preprocessing
+    model.save(update_fields=["preprocessing"])
+    if former:
+        blobs_doom_unreferenced(ids=[former])

@@ -1,0 +1,36 @@
+"""Queueing webhook messages, in the transaction that causes them."""
+
+from collections.abc import Iterable, Sequence
+
+from fl_server_core.models import Notification, Task, Training, User
+from fl_server_core.models.notifications import NotificationType
+
+
+def notifications_queue(
+    *,
+    training: Training,
+    type: NotificationType,
+    receivers: Iterable[User],
+    round: int | None = None,
+    tasks: Sequence[Task] = (),
+) -> None:
+    """Queue one message for every receiver with an endpoint; those that exist already stay as they are."""
+    body: dict[str, object] = {"global_model_uuid": str(training.model_id)}
+    if round is not None:
+        body = {"round": round, **body}
+    task_of = {task.user_id: task for task in tasks}
+    Notification.objects.bulk_create(
+        [
+            Notification(
+                training=training,
+                receiver=user,
+                task=task_of.get(user.pk),
+                type=type,
+                step=-1 if round is None else round,
+                body=body,
+            )
+            for user in receivers
+            if user.message_endpoint
+        ],
+        ignore_conflicts=True,
+    )

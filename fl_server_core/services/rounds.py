@@ -1,0 +1,291 @@
+"""Rounds: opening one, taking in updates and test results, and what its rows say about it.
+
+Every function that writes expects the training's row to be locked by the caller's transaction
+(`training_locked`), and leaves the question "does it go on now?" to `fl_server_ai.services.rounds`.
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.utils import timezone
+
+from fl_server_core.exceptions import DuplicateUpdate, Invalid, NotPermitted, RoundClosed
+from fl_server_core.lifecycle import (
+    OPEN_PHASES,
+    RoundPhase,
+    TaskKind,
+    TaskState,
+    TrainingState,
+    UpdateState,
+    move,
+)
+from fl_server_core.models import (
+    Blob,
+    LocalModel,
+    Metric,
+    Participant,
+    Round,
+    Task,
+    Training,
+    User,
+)
+from fl_server_core.models.notifications import NotificationType
+from fl_server_core.services.metrics import Value, metrics_record, metrics_stored
+from fl_server_core.services.notifications import notifications_queue
+from fl_server_core.services.trainings import participants_active
+
+MAX_SAMPLES = 2**31
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How a round's tasks of one kind stand: counted from rows at every question."""
+
+    open: int
+    done: int
+    total: int
+
+
+def round_tally(round: Round, kind: TaskKind) -> Tally:
+    """Count a round's tasks of `kind`."""
+    states = list(round.tasks.filter(kind=kind).values_list("state", flat=True))
+    return Tally(
+        open=states.count(TaskState.OPEN), done=states.count(TaskState.DONE), total=len(states)
+    )
+
+
+def current_round(training: Training) -> Round | None:
+    """The newest round, whatever its phase."""
+    return training.rounds.select_related("result_version").order_by("-number").first()
+
+
+def _ask(
+    round: Round, users: Sequence[User], kind: TaskKind, number: int, type: NotificationType
+) -> list[Task]:
+    """Give each user a task and queue the message that says so. Repeating it adds nothing."""
+    known = set(round.tasks.filter(kind=kind).values_list("user_id", flat=True))
+    Task.objects.bulk_create(
+        [
+            Task(round=round, user=user, kind=kind, number=number)
+            for user in users
+            if user.pk not in known
+        ]
+    )
+    tasks = list(round.tasks.filter(kind=kind))
+    notifications_queue(
+        training=round.training, type=type, receivers=users, round=number, tasks=tasks
+    )
+    return tasks
+
+
+def round_open(
+    *, training: Training, seconds: float | None, policy: Mapping[str, Any]
+) -> Round:
+    """Open the round that the model stands at and ask everybody who is in. Again: returns it as it is."""
+    model = training.model
+    round, created = Round.objects.get_or_create(
+        training=training,
+        number=model.round,
+        defaults={
+            "base_version_id": model.current_version_id,
+            "deadline": _deadline(seconds),
+            "policy": dict(policy),
+        },
+    )
+    if not created:
+        return round
+    users = participants_active(training)
+    _ask(round, users, TaskKind.TRAIN, round.number, NotificationType.UPDATE_ROUND_START)
+    if not any(user.message_endpoint for user in users):
+        move(round, RoundPhase.COLLECTING)
+    return round
+
+
+def test_open(*, round: Round, seconds: float | None) -> None:
+    """Ask everybody who is in to evaluate the round's result; the number is the one after the increment."""
+    training = round.training
+    move(round, RoundPhase.TESTING, deadline=_deadline(seconds))
+    users = participants_active(training)
+    _ask(
+        round,
+        users,
+        TaskKind.EVALUATE,
+        training.model.round,
+        NotificationType.MODEL_TEST_ROUND,
+    )
+
+
+def _deadline(seconds: float | None) -> datetime | None:
+    return None if seconds is None else timezone.now() + timedelta(seconds=seconds)
+
+
+def membership_check(*, training: Training, user: User) -> None:
+    """Raise `NotPermitted` unless the user takes part now."""
+    if not Participant.objects.filter(training=training, user=user, removed_at=None).exists():
+        raise NotPermitted("you do not take part in this training", code="NOT_PARTICIPANT")
+
+
+def update_replayed(
+    *, training: Training, owner: User, number: int, sample_size: int, digest: str
+) -> LocalModel | None:
+    """The stored update if this is the same one again: that is fine at any time, however late."""
+    return LocalModel.objects.filter(
+        training=training,
+        owner=owner,
+        round__number=number,
+        digest=digest,
+        sample_size=sample_size,
+    ).first()
+
+
+def update_check(*, training: Training, owner: User, number: int) -> Task:
+    """The open task that an update for this round would finish, or the reason why there is none."""
+    if training.state != TrainingState.ONGOING:
+        raise RoundClosed(
+            f"training {training.pk} is {training.get_state_display()}; it takes no updates",
+            code="TRAINING_NOT_RUNNING",
+            state=training.state,
+        )
+    round = current_round(training)
+    if round is None or round.number != number or round.phase not in OPEN_PHASES:
+        at = training.model.round
+        raise RoundClosed(
+            f"round {number} takes no updates; the training is at round {at}",
+            round=at,
+            state=training.state,
+        )
+    task = round.tasks.filter(user=owner, kind=TaskKind.TRAIN).first()
+    if task is None:
+        raise RoundClosed(
+            f"you were not asked in round {number}; you take part from the next one on",
+            code="NOT_SELECTED",
+            round=number,
+        )
+    if task.state == TaskState.DONE:
+        raise DuplicateUpdate(f"you have already sent another update for round {number}")
+    if task.state != TaskState.OPEN:
+        raise RoundClosed(
+            f"your part in round {number} is {task.state}: {task.failure}",
+            code="TASK_CLOSED",
+            round=number,
+        )
+    return task
+
+
+def update_accept(
+    *,
+    training: Training,
+    owner: User,
+    number: int,
+    sample_size: int,
+    blob: Blob,
+    metrics: Mapping[str, Value],
+) -> tuple[LocalModel, bool]:
+    """Store an update with its metrics; returns it and whether it is new.
+
+    Asked in this order: the same update again is fine, even after the round has moved on; then a
+    closed round; then other bytes from the same participant.
+    """
+    if not 1 <= sample_size <= MAX_SAMPLES:
+        raise Invalid(f"sample_size is 1 to {MAX_SAMPLES}", code="SAMPLE_SIZE")
+    replay = update_replayed(
+        training=training,
+        owner=owner,
+        number=number,
+        sample_size=sample_size,
+        digest=blob.digest,
+    )
+    if replay is not None:
+        return replay, False
+    membership_check(training=training, user=owner)
+    task = update_check(training=training, owner=owner, number=number)
+    blob.save()
+    update = LocalModel.objects.create(
+        training=training,
+        round=task.round,
+        owner=owner,
+        sample_size=sample_size,
+        digest=blob.digest,
+        size=blob.size,
+        blob=blob,
+        state=UpdateState.ACCEPTED,
+    )
+    metrics_record(
+        model=training.model,
+        local_model=update,
+        reporter=owner,
+        step=number,
+        metrics=metrics,
+        sample_size=sample_size,
+    )
+    move(task, TaskState.DONE, finished_at=timezone.now())
+    if task.round.phase == RoundPhase.NOTIFYING:
+        move(task.round, RoundPhase.COLLECTING)
+    return update, True
+
+
+def test_record(
+    *,
+    training: Training,
+    reporter: User,
+    metrics: Mapping[str, Value],
+    sample_size: int | None = None,
+) -> None:
+    """Store what a participant measured on the current model; ends his test task if he has one.
+
+    Without a sample size, that of his newest update counts. Values that are stored already are fine
+    at any time; others are refused once the step's mean stands.
+    """
+    step = training.model.round
+    round = current_round(training)
+    task = None
+    if round is not None and round.phase == RoundPhase.TESTING:
+        task = round.tasks.filter(user=reporter, kind=TaskKind.EVALUATE).first()
+    if sample_size is None:
+        newest = training.local_models.filter(owner=reporter).order_by("-created_at").first()
+        sample_size = newest.sample_size if newest else None
+    late = Metric.objects.filter(
+        model=training.model, step=step, reporter=None, identifier=Metric.AGGREGATED
+    ).exists()
+    if late and not metrics_stored(
+        model=training.model, reporter=reporter, step=step, metrics=metrics
+    ):
+        raise RoundClosed(f"the metrics of step {step} are already aggregated", round=step)
+    if not late:
+        metrics_record(
+            model=training.model,
+            reporter=reporter,
+            step=step,
+            metrics=metrics,
+            sample_size=sample_size,
+        )
+    if task is not None and task.state == TaskState.OPEN:
+        move(task, TaskState.DONE, finished_at=timezone.now())
+
+
+def task_fail(*, task: Task, code: str, text: str) -> None:
+    """End a participant's part in a round; one that has ended already stays as it is."""
+    if task.state == TaskState.OPEN:
+        move(
+            task, TaskState.FAILED, failure=f"{code}: {text}"[:4000], finished_at=timezone.now()
+        )
+
+
+def tasks_expire(*, round: Round) -> None:
+    """End all open parts of a round whose deadline has passed."""
+    for task in round.tasks.filter(state=TaskState.OPEN):
+        move(
+            task,
+            TaskState.EXPIRED,
+            failure="DEADLINE: nothing arrived in time",
+            finished_at=timezone.now(),
+        )
+
+
+def tasks_cancel(*, training_id: uuid.UUID, why: str) -> None:
+    """End all open parts of a training."""
+    for task in Task.objects.filter(round__training=training_id, state=TaskState.OPEN):
+        move(task, TaskState.CANCELLED, failure=why, finished_at=timezone.now())
