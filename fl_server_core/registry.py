@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
-
 T = TypeVar("T")
 
 

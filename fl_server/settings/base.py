@@ -7,11 +7,15 @@ import dj_database_url
 from fl_server.settings.env import env, env_bool, env_int, env_list
 
 BASE_DIR = Path(__file__).resolve().parent.parent.parent
-FL_DATA_DIR = Path(env("FL_DATA_DIR", "./data", "Folder of all state of the embedded server.")).resolve()
+FL_DATA_DIR = Path(
+    env("FL_DATA_DIR", "./data", "Folder of all state of the embedded server.")
+).resolve()
 
 DEBUG = False
 ALLOWED_HOSTS = env_list("FL_ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]", "Host names served.")
-CSRF_TRUSTED_ORIGINS = env_list("FL_TRUSTED_ORIGINS", "", "Origins that may post forms, with scheme.")
+CSRF_TRUSTED_ORIGINS = env_list(
+    "FL_TRUSTED_ORIGINS", "", "Origins that may post forms, with scheme."
+)
 
 INSTALLED_APPS = [
     "django.contrib.admin",
@@ -103,7 +107,11 @@ FL_TOKEN_DAYS = env_int("FL_TOKEN_DAYS", 365, "Days until a new token expires; 0
 # --- weights ----------------------------------------------------------------------------------
 
 FL_STAGING_DIR = Path(
-    env("FL_STAGING_DIR", str(FL_DATA_DIR / "staging"), "Unfinished files; same disk as the weights.")
+    env(
+        "FL_STAGING_DIR",
+        str(FL_DATA_DIR / "staging"),
+        "Unfinished files; same disk as the weights.",
+    )
 )
 FL_MAX_MODEL_BYTES = env_int("FL_MAX_MODEL_BYTES", 16 * 2**30, "Largest weight file, in bytes.")
 FL_AGGREGATION_DEVICE = env("FL_AGGREGATION_DEVICE", "auto", "auto, cpu, cuda or cuda:<n>.")
@@ -135,7 +143,9 @@ DATA_UPLOAD_MAX_NUMBER_FIELDS = 5_000
 # --- work -------------------------------------------------------------------------------------
 
 FL_EXECUTOR = "celery"  # "embedded" in `manage.py serve`, "none" in unit tests
-FL_REDIS_URL = env("FL_REDIS_URL", "redis://localhost:6379/0", "Broker and wake-ups; holds no truth.")
+FL_REDIS_URL = env(
+    "FL_REDIS_URL", "redis://localhost:6379/0", "Broker and wake-ups; holds no truth."
+)
 FL_LEASE_SECONDS = env_int("FL_LEASE_SECONDS", 60, "How long silent work belongs to its worker.")
 FL_EVENT_ATTEMPTS = env_int("FL_EVENT_ATTEMPTS", 3, "Attempts at one piece of work before ERROR.")
 FL_SWEEP_SECONDS = env_int("FL_SWEEP_SECONDS", 5, "Seconds between two sweeps of the reconciler.")

@@ -27,9 +27,7 @@ class Publish:
 
 
 @contextmanager
-def canonical_blob(
-    file: Path, *, sha256: str | None
-) -> Iterator[tuple[Manifest, Blob, Publish]]:
+def canonical_blob(file: Path, *, sha256: str | None) -> Iterator[tuple[Manifest, Blob, Publish]]:
     """Read any container into canonical form. Yields manifest, unsaved blob, and how to publish it.
 
     `sha256` is the digest of `file` where the upload has computed it already. A full disk is

@@ -103,7 +103,7 @@ def _deadlines() -> int:
 
 def _housekeeping() -> None:
     """Hourly, and at the start of each process: files without rows, rows without use."""
-    global _housekeeping_due  # noqa: PLW0603 - one clock a process is what is meant
+    global _housekeeping_due
     if time.monotonic() < _housekeeping_due:
         return
     _housekeeping_due = time.monotonic() + HOUSEKEEPING_SECONDS

@@ -14,11 +14,32 @@ from fl_server_core.models import Training
 
 # Known from the wire contract; refused until the server really does them.
 LATER_STRATEGIES = frozenset(
-    "FedDC FedAvgM FedAdagrad FedAdam FedYogi FedNova SCAFFOLD FedDyn qFedAvg FedDGGA FedBuff FedAsync "
-    "FedMedian TrimmedMean Krum MultiKrum Bulyan GeometricMedian FLTrust FedSGD FedPM".split()
+    [
+        "FedDC",
+        "FedAvgM",
+        "FedAdagrad",
+        "FedAdam",
+        "FedYogi",
+        "FedNova",
+        "SCAFFOLD",
+        "FedDyn",
+        "qFedAvg",
+        "FedDGGA",
+        "FedBuff",
+        "FedAsync",
+        "FedMedian",
+        "TrimmedMean",
+        "Krum",
+        "MultiKrum",
+        "Bulyan",
+        "GeometricMedian",
+        "FLTrust",
+        "FedSGD",
+        "FedPM",
+    ]
 )
 LATER_OPTIONS = frozenset(
-    "daisy_chain_period aggregation_period chain_period uncertainty swag_rounds".split()
+    ["daisy_chain_period", "aggregation_period", "chain_period", "uncertainty", "swag_rounds"]
 )
 MAX_CLIENT_CONFIG = 16_384
 

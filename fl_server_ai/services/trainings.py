@@ -78,16 +78,14 @@ def round_start(training: Training) -> Round:
         training=training, seconds=options.seconds, policy={"min_updates": options.min_updates}
     )
     dispatch_notifications()
-    wakeups.publish(
-        [str(pk) for pk in opened.tasks.values_list("user_id", flat=True)]
-    )
+    wakeups.publish([str(pk) for pk in opened.tasks.values_list("user_id", flat=True)])
     round_advance(training_id=training.pk)
     return opened
 
 
-def test_start(training: Training, round: Round) -> None:
+def evaluation_start(training: Training, round: Round) -> None:
     """Ask everybody to evaluate the new model; the training is locked."""
-    rounds.test_open(round=round, seconds=trainer_options(training).seconds)
+    rounds.evaluation_open(round=round, seconds=trainer_options(training).seconds)
     dispatch_notifications()
     wakeups.publish([str(pk) for pk in round.tasks.values_list("user_id", flat=True)])
     round_advance(training_id=training.pk)

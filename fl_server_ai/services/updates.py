@@ -120,7 +120,7 @@ def metrics_submit(
     training = training_locked(found.pk)
     if training.actor_id != reporter.pk or training.memberships.filter(user=reporter).exists():
         rounds.membership_check(training=training, user=reporter)
-    rounds.test_record(
+    rounds.evaluation_record(
         training=training, reporter=reporter, metrics=metrics, sample_size=sample_size
     )
     if round_advance(training_id=training.pk) is not None:

@@ -56,7 +56,7 @@ class ModelTrainer:
         round = current_round(training)
         if round is not None:
             round.training = training
-            trainings.test_start(training, round)
+            trainings.evaluation_start(training, round)
 
     def start_swag_round(self) -> None:
         """SWAG comes later; until then no training is created that could get here."""

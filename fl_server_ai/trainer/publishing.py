@@ -1,5 +1,6 @@
 """From a round's stored updates to its published version; a round that moved on is left alone."""
 
+import hashlib
 import logging
 from contextlib import ExitStack
 from pathlib import Path
@@ -54,17 +55,19 @@ def aggregate_round(
     out, state_out = staging_path(".safetensors"), staging_path(".state")
     try:
         result = _aggregate(training, round, updates, out, state_out)
-        blob = blob_store(source=out, digest=result.digest, size=result.size)
+        blobs = [blob_store(source=out, digest=result.digest, size=result.size)]
+        if state_out.exists():  # only of strategies that remember something
+            blobs.append(_state_blob(state_out))
         try:
-            published = _publish(training, round, updates, result, blob, options, work)
+            published = _publish(training, round, updates, result, blobs, options, work)
         except BaseException:
-            blob_discard(blob=blob)
+            _discard(blobs)
             raise
     finally:
         out.unlink(missing_ok=True)
         state_out.unlink(missing_ok=True)
     if not published:
-        blob_discard(blob=blob)
+        _discard(blobs)
         return
     log.info(
         "training %s round %s: %s updates aggregated in %.2f s",
@@ -76,10 +79,24 @@ def aggregate_round(
     blobs_delete_doomed()
 
 
+def _state_blob(path: Path) -> Blob:
+    with path.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    size = path.stat().st_size
+    return blob_store(source=path, digest=digest, size=size, suffix=".state.safetensors")
+
+
+def _discard(blobs: list[Blob]) -> None:
+    for blob in blobs:
+        blob_discard(blob=blob)
+
+
 def _aggregate(
     training: Training, round: Round, updates: list[LocalModel], out: Path, state_out: Path
 ) -> Aggregated:
-    base = ModelVersion.objects.select_related("blob").get(pk=round.base_version_id)
+    base = ModelVersion.objects.select_related("blob", "strategy_state").get(
+        pk=round.base_version_id
+    )
     with ExitStack() as stack:
         return aggregate(
             base=stack.enter_context(local_path(base.blob)),
@@ -94,6 +111,10 @@ def _aggregate(
             ],
             out=out,
             strategy=strategy_of(training),
+            state_in=stack.enter_context(local_path(base.strategy_state))
+            if base.strategy_state
+            else None,
+            state_out=state_out,
             device=settings.FL_AGGREGATION_DEVICE,
         )
 
@@ -104,7 +125,7 @@ def _publish(
     round: Round,
     updates: list[LocalModel],
     result: Aggregated,
-    blob: Blob,
+    blobs: list[Blob],
     options: TrainerOptions,
     work: TrainerEvent | None,
 ) -> bool:
@@ -114,12 +135,14 @@ def _publish(
         return False
     if work is not None and not event_held(event=work):
         return False
-    blob.save()
+    for blob in blobs:
+        blob.save()
     version = ModelVersion.objects.create(
         model_id=training.model_id,
         number=round.number + 1,
         parent_id=round.base_version_id,
-        blob=blob,
+        blob=blobs[0],
+        strategy_state=blobs[1] if len(blobs) > 1 else None,
         strategy=training.aggregation_method,
         num_updates=len(updates),
         total_examples=sum(update.sample_size for update in updates),

@@ -44,7 +44,7 @@ def process_trainer_task(event_id: int) -> None:
             trainer.handle(EVENTS[work.type](trainer))
         except AggregationException as error:
             event_give_up(event=work, reason=f"AGGREGATION_FAILED: {error}")
-        except Exception as error:  # noqa: BLE001 - it becomes the row's error, for the next attempt
+        except Exception as error:
             log.exception("%s: %s failed, attempt %s", where, work.type, work.attempt)
             event_release(event=work, error=f"{type(error).__name__}: {error}")
 

@@ -43,7 +43,9 @@ class GlobalModel(models.Model):
     type = models.CharField(max_length=6, choices=ModelType, default=ModelType.GLOBAL)
     round = models.PositiveIntegerField(default=0)
     input_shape = models.JSONField(null=True, blank=True)  # list of sizes, null = free dimension
-    container = models.CharField(max_length=20, default="safetensors")  # the form it was uploaded in
+    container = models.CharField(
+        max_length=20, default="safetensors"
+    )  # the form it was uploaded in
     current_version = models.ForeignKey(
         "ModelVersion", on_delete=models.PROTECT, null=True, blank=True, related_name="+"
     )
@@ -57,6 +59,13 @@ class GlobalModel(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def weights(self) -> "ModelVersion":
+        """The current version. Null only inside the transaction that creates the model."""
+        if self.current_version is None:
+            raise ValueError(f"model {self.pk} has no weights yet")
+        return self.current_version
 
 
 class ModelVersion(models.Model):

@@ -38,8 +38,10 @@ def users_visible_to(user: User) -> QuerySet[User]:
     users = User.objects.order_by("username")
     if is_admin(user):
         return users
-    return users.filter(Q(pk=user.pk) | Q(client=True, is_active=True)) if user.actor else (
-        users.filter(pk=user.pk)
+    return (
+        users.filter(Q(pk=user.pk) | Q(client=True, is_active=True))
+        if user.actor
+        else (users.filter(pk=user.pk))
     )
 
 
@@ -62,9 +64,7 @@ def models_visible_to(user: User) -> QuerySet[GlobalModel]:
     models = GlobalModel.objects.select_related("owner", "current_version__blob")
     if is_admin(user):
         return models
-    return models.filter(
-        Q(owner=user) | Q(training__actor=user) | _takes_part(user, "training")
-    )
+    return models.filter(Q(owner=user) | Q(training__actor=user) | _takes_part(user, "training"))
 
 
 def local_models_visible_to(user: User) -> QuerySet[LocalModel]:
@@ -113,9 +113,11 @@ def get_visible(rows: QuerySet[M], pk: object) -> M:
     field = rows.model._meta.pk
     try:
         key = uuid.UUID(str(pk)) if field.get_internal_type() == "UUIDField" else int(str(pk))
-        row = rows.filter(pk=key).first() if abs(int(key)) < 2**63 or isinstance(
-            key, uuid.UUID
-        ) else None
+        row = (
+            rows.filter(pk=key).first()
+            if abs(int(key)) < 2**63 or isinstance(key, uuid.UUID)
+            else None
+        )
     except ValueError:
         row = None
     if row is None:

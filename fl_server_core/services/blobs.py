@@ -12,7 +12,10 @@ from fl_server_core.models import Blob
 from fl_server_core.storage import store, weights_storage
 
 UNREFERENCED = Q(
-    versions__isnull=True, states__isnull=True, local_models__isnull=True, preprocessing_of__isnull=True
+    versions__isnull=True,
+    states__isnull=True,
+    local_models__isnull=True,
+    preprocessing_of__isnull=True,
 )
 
 

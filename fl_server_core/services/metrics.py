@@ -76,7 +76,7 @@ def metrics_stored(
         model=model, local_model=None, reporter=reporter, step=step, identifier=""
     )
     found = {
-        row.key: bytes(row.value_binary) if row.value_float is None else row.value_float
+        row.key: row.value_float if row.value_binary is None else bytes(row.value_binary)
         for row in rows
     }
     return found == dict(metrics)

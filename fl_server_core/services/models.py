@@ -38,7 +38,7 @@ def model_create(
 @transaction.atomic
 def model_clone(*, model: GlobalModel, owner: User) -> GlobalModel:
     """A new model with the same current weights (the same stored bytes) and no history."""
-    version = ModelVersion.objects.select_related("blob").get(pk=model.current_version_id)
+    version = model.weights
     copy = GlobalModel.objects.create(
         owner=owner,
         name=model.name,

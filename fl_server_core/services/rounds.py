@@ -81,16 +81,14 @@ def _ask(
     return tasks
 
 
-def round_open(
-    *, training: Training, seconds: float | None, policy: Mapping[str, Any]
-) -> Round:
+def round_open(*, training: Training, seconds: float | None, policy: Mapping[str, Any]) -> Round:
     """Open the round that the model stands at and ask everybody who is in. Again: returns it as it is."""
     model = training.model
     round, created = Round.objects.get_or_create(
         training=training,
         number=model.round,
         defaults={
-            "base_version_id": model.current_version_id,
+            "base_version": model.weights,
             "deadline": _deadline(seconds),
             "policy": dict(policy),
         },
@@ -104,7 +102,7 @@ def round_open(
     return round
 
 
-def test_open(*, round: Round, seconds: float | None) -> None:
+def evaluation_open(*, round: Round, seconds: float | None) -> None:
     """Ask everybody who is in to evaluate the round's result; the number is the one after the increment."""
     training = round.training
     move(round, RoundPhase.TESTING, deadline=_deadline(seconds))
@@ -227,7 +225,7 @@ def update_accept(
     return update, True
 
 
-def test_record(
+def evaluation_record(
     *,
     training: Training,
     reporter: User,
@@ -269,9 +267,7 @@ def test_record(
 def task_fail(*, task: Task, code: str, text: str) -> None:
     """End a participant's part in a round; one that has ended already stays as it is."""
     if task.state == TaskState.OPEN:
-        move(
-            task, TaskState.FAILED, failure=f"{code}: {text}"[:4000], finished_at=timezone.now()
-        )
+        move(task, TaskState.FAILED, failure=f"{code}: {text}"[:4000], finished_at=timezone.now())
 
 
 def tasks_expire(*, round: Round) -> None:

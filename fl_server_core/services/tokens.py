@@ -21,9 +21,11 @@ class BadToken(DomainError):
     code = "BAD_TOKEN"
 
 
-def keyed_digest(purpose: str, text: str, secret: str | None = None) -> str:
+def keyed_digest(purpose: str, text: str, secret: str | bytes | None = None) -> str:
     """HMAC-SHA256 under a key that is derived from SECRET_KEY for this purpose alone."""
-    key = hashlib.sha256(f"fl:{purpose}:{secret or settings.SECRET_KEY}".encode()).digest()
+    secret = secret or settings.SECRET_KEY
+    raw = secret.encode() if isinstance(secret, str) else secret
+    key = hashlib.sha256(b"fl:" + purpose.encode() + b":" + raw).digest()
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
 
@@ -60,9 +62,9 @@ def token_user(*, key: str) -> User:
         )
     minute_ago = now - timedelta(minutes=1)
     if token.last_used_at is None or token.last_used_at < minute_ago:
-        ApiToken.objects.filter(Q(last_used_at=None) | Q(last_used_at__lt=minute_ago), pk=token.pk).update(
-            last_used_at=now
-        )
+        ApiToken.objects.filter(
+            Q(last_used_at=None) | Q(last_used_at__lt=minute_ago), pk=token.pk
+        ).update(last_used_at=now)
     return token.user
 
 

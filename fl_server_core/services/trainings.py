@@ -57,7 +57,7 @@ def training_create(
     training = Training.objects.create(
         actor=actor,
         model=model,
-        base_version_id=model.current_version_id,
+        base_version=model.weights,
         target_num_updates=target_num_updates,
         aggregation_method=aggregation_method,
         options=options,
@@ -74,9 +74,7 @@ def _may_steer(training: Training, user: User) -> None:
 
 
 @transaction.atomic
-def training_add_clients(
-    *, training: Training, user: User, clients: Sequence[uuid.UUID]
-) -> None:
+def training_add_clients(*, training: Training, user: User, clients: Sequence[uuid.UUID]) -> None:
     """Let clients take part from the next round on; those who are in already stay as they are."""
     _may_steer(training, user)
     training = training_locked(training.pk)
@@ -113,10 +111,10 @@ def training_drop_clients(
         round__training=training, user__in=removed, state=TaskState.OPEN
     )
     for task in open_tasks:
-        move(task, TaskState.CANCELLED, failure="REMOVED: taken out of the training", finished_at=now)
-    notifications_queue(
-        training=training, type=NotificationType.CLIENT_REMOVED, receivers=removed
-    )
+        move(
+            task, TaskState.CANCELLED, failure="REMOVED: taken out of the training", finished_at=now
+        )
+    notifications_queue(training=training, type=NotificationType.CLIENT_REMOVED, receivers=removed)
     return removed
 
 

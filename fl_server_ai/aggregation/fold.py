@@ -1,0 +1,142 @@
+"""Weighted mean of a block of floats, in float64, through reused buffers.
+
+Every product `n_k * x_k` is added in the order of the sources, their sum is divided once, and the caller casts
+once. For dtypes of at most 32 bits and sample sizes below 2**29 the products are exact. float64 has no wider
+type to add in, so there each product and sum carries its rounding error along in a second float64
+(double-double: Dekker 1971), at about a fifth of the speed.
+Updates that are all alike give back their own bytes in each dtype, minus zero included.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from fl_server_ai.aggregation.blocks import FLOATS, Run, Source
+
+EXACT_WEIGHT = 2**29  # times a 24-bit significand fits into the 53 bits of a float64
+VELTKAMP = 2.0**27 + 1
+
+
+class Slot:
+    """One reused host buffer and, on a GPU, the copy out of it that must end before it is refilled."""
+
+    def __init__(self, nbytes: int, device: torch.device) -> None:
+        cuda = device.type == "cuda"
+        self.bytes = torch.empty(nbytes, dtype=torch.uint8, pin_memory=cuda)
+        self.view = self.bytes.numpy().data
+        self.device = device
+        self._copied = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
+
+    def load(self, source: Source, run: Run, start: int, count: int) -> Tensor:
+        """Numbers `start` to `start + count` of the run, on the device; valid until the next load."""
+        nbytes = count * run.itemsize
+        if self._copied is not None:
+            self._copied.synchronize()
+        source.read_into(self.view[:nbytes], run.offset + start * run.itemsize)
+        block = self.bytes[:nbytes].view(FLOATS[run.dtype])
+        if self._copied is None:
+            return block
+        there = block.to(self.device, non_blocking=True)
+        self._copied.record()
+        return there
+
+
+class Folder:
+    """The buffers of one thread: 24 bytes for each number of a block, however many updates there are."""
+
+    def __init__(self, device: torch.device, elements: int, itemsize: int) -> None:
+        self.device = device
+        slots = 2 if device.type == "cuda" else 1
+        self._slots = [Slot(elements * itemsize, device) for _ in range(slots)]
+        self._out = Slot(elements * itemsize, torch.device("cpu"))
+        self._sum = torch.empty(elements, dtype=torch.float64, device=device)
+        self._wide = torch.empty(elements, dtype=torch.float64, device=device)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def on_device(self) -> AbstractContextManager[object]:
+        """Make this thread's stream the current one; nothing on a CPU."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def blocks(
+        self, sources: Sequence[Source], run: Run, start: int, count: int
+    ) -> Iterator[Tensor]:
+        """Each source's block in its own dtype; a block is valid until the next is asked for."""
+        for index, source in enumerate(sources):
+            yield self._slots[index % len(self._slots)].load(source, run, start, count)
+
+    def mean(
+        self, sources: Sequence[Source], weights: Sequence[float], run: Run, start: int, count: int
+    ) -> Tensor:
+        """(count,) float64, valid until the next call."""
+        blocks = self.blocks(sources, run, start, count)
+        if run.dtype == "F64":
+            return mean_of_float64(blocks, weights)
+        total, wide = self._sum[:count], self._wide[:count]
+        exact = all(weight < EXACT_WEIGHT and weight == int(weight) for weight in weights)
+        for index, (block, weight) in enumerate(zip(blocks, weights, strict=True)):
+            wide.copy_(block)
+            if index == 0:
+                torch.mul(wide, weight, out=total)  # not 0 + x: that would turn -0 into 0
+            elif exact:
+                total.add_(wide, alpha=weight)
+            else:
+                # Two roundings. A fused multiply-add has one, and torch does not promise which of
+                # the two it uses at the end of a block.
+                total.add_(wide.mul_(weight))
+        return total.div_(sum(weights))
+
+    def rows(self, sources: Sequence[Source], run: Run, start: int, count: int) -> Tensor:
+        """(updates, count) in the run's dtype."""
+        rows = torch.empty((len(sources), count), dtype=FLOATS[run.dtype], device=self.device)
+        for row, block in zip(rows, self.blocks(sources, run, start, count), strict=True):
+            row.copy_(block)
+        return rows
+
+    def result(self, values: Tensor, run: Run) -> tuple[Tensor, memoryview]:
+        """`values` cast to the run's dtype, as a host tensor and its bytes; valid until the next call."""
+        nbytes = values.numel() * run.itemsize
+        host = self._out.bytes[:nbytes].view(FLOATS[run.dtype])
+        host.copy_(values.to(host.dtype) if self._stream else values)
+        return host, self._out.view[:nbytes]
+
+
+def mean_of_float64(blocks: Iterator[Tensor], weights: Sequence[float]) -> Tensor:
+    """Weighted mean with about 106 bits in between; magnitudes up to 1e290."""
+    high = low = torch.zeros(())
+    for index, (block, weight) in enumerate(zip(blocks, weights, strict=True)):
+        product, error = _product(block, float(weight))
+        if index == 0:
+            high, low = product, error
+            continue
+        total = high + product
+        other = total - high
+        low = low + (error + ((high - (total - other)) + (product - other)))
+        high = total
+    divisor = float(sum(weights))
+    quotient = high / divisor
+    product, error = _product(quotient, divisor)
+    rest = ((high - product) - error + low) / divisor
+    return torch.where(rest == 0, quotient, quotient + rest)  # -0 + 0 would be 0
+
+
+def _product(values: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """`values * factor` and its rounding error."""
+    product = values * factor
+    scaled = values * VELTKAMP
+    high = scaled - (scaled - values)
+    low = values - high
+    factor_high = VELTKAMP * factor - (VELTKAMP * factor - factor)
+    factor_low = factor - factor_high
+    error = high * factor_high - product
+    error = error + high * factor_low
+    error = error + low * factor_high
+    return product, error + low * factor_low
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether a host block holds neither NaN nor infinity, asked through one cheap sum."""
+    wide = values if values.dtype in (torch.float64, torch.float32) else values.to(torch.float32)
+    total = wide.sum(dtype=torch.float64)
+    return bool(torch.isfinite(total)) or bool(torch.isfinite(wide).all())

@@ -1,0 +1,144 @@
+"""Options from outside become a frozen dataclass; every refusal says where and why.
+
+A field is an int, float, bool, str, list[str], or one of these or None. Its metadata may hold `ge`, `gt`,
+`le`, `lt`, `choices` and `doc`.
+"""
+
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, Field, fields
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from fl_server_core.exceptions import Invalid
+
+T = TypeVar("T")
+LIMITS: dict[str, tuple[str, str, Callable[[Any, Any], bool]]] = {
+    "ge": ("minimum", "at least", operator.ge),
+    "gt": ("exclusiveMinimum", "more than", operator.gt),
+    "le": ("maximum", "at most", operator.le),
+    "lt": ("exclusiveMaximum", "less than", operator.lt),
+}
+JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string", list: "array"}
+ARTICLES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+BAD = object()
+
+
+def parse_options(cls: type[T], mapping: Mapping[str, Any], *, pointer: str = "/options") -> T:
+    """Make a `cls` of `mapping`, or raise `Invalid` (BAD_OPTION) whose data names *every* fault in `errors`.
+
+    An int will do for a float; a bool is not a number; NaN and infinities are none either. What is left out
+    gets its default.
+    """
+    errors: list[dict[str, str]] = []
+    known = {field.name: (field, kind) for field, kind in _fields(cls)}
+
+    def fault(name: str, code: str, detail: str) -> None:
+        key = name.replace("~", "~0").replace("/", "~1")
+        errors.append({"pointer": f"{pointer}/{key}", "code": code, "detail": detail})
+
+    values: dict[str, Any] = {}
+    for name, given in mapping.items():
+        if name not in known:
+            fault(str(name)[:64], "unknown", f"there are {', '.join(known) or 'no options'}")
+            continue
+        field, kind = known[name]
+        value = _convert(given, kind)
+        if value is BAD:
+            fault(name, "type", f"must be {_spoken(kind)}")
+            continue
+        for code, detail in _limits(field, value):
+            fault(name, code, detail)
+        values[name] = value
+    for name, (field, _) in known.items():
+        if name not in mapping and field.default is MISSING and field.default_factory is MISSING:
+            fault(name, "required", "must be given")
+    if errors:
+        where = ", ".join(error["pointer"] for error in errors)
+        raise Invalid(f"bad options: {where}", code="BAD_OPTION", errors=errors)
+    return cls(**values)
+
+
+def schema(cls: type[Any]) -> dict[str, Any]:
+    """JSON schema (2020-12) of what `parse_options` takes for `cls`."""
+    properties: dict[str, Any] = {}
+    required = []
+    for field, kind in _fields(cls):
+        types = [JSON_TYPES[get_origin(part) or part] for part in _parts(kind)]
+        if NoneType in get_args(kind):
+            types.append("null")
+        entry: dict[str, Any] = {"type": types[0] if len(types) == 1 else types}
+        if "array" in types:
+            entry["items"] = {"type": "string"}
+        entry |= {
+            LIMITS[name][0]: field.metadata[name] for name in LIMITS if name in field.metadata
+        }
+        if "choices" in field.metadata:
+            entry["items" if "array" in types else "enum"] = (
+                {"type": "string", "enum": list(field.metadata["choices"])}
+                if "array" in types
+                else list(field.metadata["choices"])
+            )
+        if "doc" in field.metadata:
+            entry["description"] = field.metadata["doc"]
+        if field.default is not MISSING:
+            entry["default"] = field.default
+        elif field.default_factory is not MISSING:
+            entry["default"] = field.default_factory()
+        else:
+            required.append(field.name)
+        properties[field.name] = entry
+    result = {"type": "object", "properties": properties, "additionalProperties": False}
+    return result | ({"required": required} if required else {})
+
+
+def _fields(cls: type[Any]) -> Iterator[tuple[Field[Any], Any]]:
+    hints = get_type_hints(cls)
+    for field in fields(cls):
+        yield field, hints[field.name]
+
+
+def _parts(kind: Any) -> list[Any]:
+    """The type, or the members of a union, without None."""
+    members = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    return [member for member in members if member is not NoneType]
+
+
+def _spoken(kind: Any) -> str:
+    words = [ARTICLES.get(part, "a list of strings") for part in _parts(kind)]
+    return " or ".join(words + ["null"] * (NoneType in get_args(kind)))
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    if value is None and NoneType in get_args(kind):
+        return None
+    for part in _parts(kind):
+        if part is float and type(value) in (int, float):
+            return _finite(value)
+        if get_origin(part) is list and isinstance(value, list | tuple):
+            return list(value) if all(type(item) is str for item in value) else BAD
+        if type(value) is part:
+            return value
+    return BAD
+
+
+def _finite(value: float) -> Any:
+    try:
+        number = float(value)
+    except OverflowError:
+        return BAD
+    return number if math.isfinite(number) else BAD
+
+
+def _limits(field: Field[Any], value: Any) -> Iterator[tuple[str, str]]:
+    if value is None:
+        return
+    for name, (_, words, holds) in LIMITS.items():
+        if name in field.metadata and not holds(value, field.metadata[name]):
+            yield "range", f"must be {words} {field.metadata[name]}"
+    choices = field.metadata.get("choices")
+    if choices is not None and any(
+        item not in choices for item in (value if isinstance(value, list) else [value])
+    ):
+        yield "choice", f"must be one of {', '.join(map(str, choices))}"

@@ -1,0 +1,119 @@
+"""What a strategy remembers from round to round, as a safetensors file of flat vectors.
+
+Vector `momentum.0` belongs to the model's first run of floats, and so on; the scalars of `state_dict` are JSON
+in the header. float64 tensors have float64 state, all others float32.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fl_server_ai.aggregation.blocks import FLOATS, Draft, Layout, Run, Source, parse_layout
+from fl_server_ai.aggregation.strategy import Strategy
+from fl_server_core.exceptions import AggregationException
+
+
+class State:
+    """The vectors before and after a round; either file may be missing. Threads may share it."""
+
+    def __init__(
+        self,
+        strategy: Strategy[Any],
+        runs: Sequence[Run],
+        state_in: Path | None,
+        state_out: Path | None,
+    ) -> None:
+        self._names = strategy.state_blocks
+        self._initial = strategy.initial_state()
+        self._vectors = {
+            f"{name}.{index}": ("F64" if run.dtype == "F64" else "F32", run.count)
+            for name in self._names
+            for index, run in enumerate(runs)
+        }
+        self._old: Source | None = None
+        self._old_places: dict[str, Run] = {}
+        self._new: Draft | None = None
+        self._new_places: dict[str, Run] = {}
+        self._state_out = state_out
+        if state_in is not None:
+            self._load(state_in, strategy)
+
+    def _load(self, path: Path, strategy: Strategy[Any]) -> None:
+        self._old = Source(path, "(state)")
+        entries = json.loads(self._old.header[8:])
+        found = {
+            name: (entry["dtype"], entry["shape"][0])
+            for name, entry in entries.items()
+            if name != "__metadata__"
+        }
+        if found != self._vectors:
+            raise AggregationException(
+                "the strategy's state belongs to another model or another strategy"
+            )
+        self._old_places = _places(parse_layout(self._old.header), entries)
+        strategy.load_state_dict(json.loads(entries["__metadata__"]["scalars"]))
+
+    def begin(self, strategy: Strategy[Any]) -> None:
+        """Open the new file; the scalars are those that `strategy` has now."""
+        scalars = strategy.state_dict()
+        if self._state_out is None or not (self._vectors or scalars):
+            return
+        header: dict[str, Any] = {"__metadata__": {"scalars": json.dumps(scalars, sort_keys=True)}}
+        offset = 0
+        for name, (dtype, count) in sorted(
+            self._vectors.items(), key=lambda item: item[1][0] != "F64"
+        ):
+            end = offset + count * FLOATS[dtype].itemsize
+            header[name] = {"dtype": dtype, "shape": [count], "data_offsets": [offset, end]}
+            offset = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        raw = len(text).to_bytes(8, "little") + text
+        self._new = Draft(self._state_out, raw, len(raw) + offset)
+        self._new_places = _places(parse_layout(raw), header)
+
+    def read(self, index: int, start: int, count: int, device: torch.device) -> dict[str, Tensor]:
+        """A float64 block for every name, of the model's run `index`."""
+        return {name: self._read(name, index, start, count).to(device) for name in self._names}
+
+    def _read(self, name: str, index: int, start: int, count: int) -> Tensor:
+        if self._old is None:
+            return torch.full((count,), self._initial.get(name, 0.0), dtype=torch.float64)
+        place = self._old_places[f"{name}.{index}"]
+        block = torch.empty(count, dtype=FLOATS[place.dtype])
+        view = block.numpy().data.cast("B")
+        self._old.read_into(view, place.offset + start * place.itemsize)
+        return block.to(torch.float64)
+
+    def write(self, index: int, start: int, state: dict[str, Tensor]) -> None:
+        if self._new is None:
+            return
+        for name in self._names:
+            place = self._new_places[f"{name}.{index}"]
+            block = state[name].to("cpu", FLOATS[place.dtype]).contiguous()
+            view = block.numpy().data.cast("B")
+            self._new.write(view, place.offset + start * place.itemsize)
+
+    def publish(self) -> None:
+        if self._new is not None:
+            self._new.publish()
+
+    def close(self) -> None:
+        """Drop what is not published."""
+        if self._old is not None:
+            self._old.close()
+        if self._new is not None:
+            self._new.discard()
+
+
+def _places(layout: Layout, entries: dict[str, Any]) -> dict[str, Run]:
+    begin = len(layout.header)
+    return {
+        name: Run(entry["dtype"], begin + entry["data_offsets"][0], entry["shape"][0])
+        for name, entry in entries.items()
+        if name != "__metadata__"
+    }

@@ -1,0 +1,95 @@
+"""The one interface of all aggregation strategies."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OptionsT = TypeVar("OptionsT")
+
+
+@dataclass(frozen=True)
+class UpdateMeta:
+    """What is known of an update besides its tensors; `participant` is unique within a round."""
+
+    participant: str
+    num_examples: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A strategy's reason for not using an update; the participant reads it."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """For strategies that cannot be adjusted."""
+
+
+def sample_weights(metas: Sequence[UpdateMeta], weighting: str) -> list[int]:
+    """One weight an update: its sample size for "samples", 1 for "uniform"."""
+    return [meta.num_examples if weighting == "samples" else 1 for meta in metas]
+
+
+class Strategy(Generic[OptionsT]):
+    """A rule that makes one model of many updates, seen block by block.
+
+    A linear rule overrides `weights`, a coordinate-wise one `reduce`; either may override `update`, which
+    says how the server moves. An instance serves one round; `state_dict` and `state_blocks` carry over.
+    The metas are sorted by participant, and everything else comes in the order of the metas.
+    """
+
+    Options: ClassVar[type[Any]] = NoOptions
+    paper: ClassVar[str] = ""  # arXiv id
+    needs_gram: ClassVar[bool] = False
+    # Each of these names is a vector with one number per float parameter, kept from round to round.
+    state_blocks: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, options: OptionsT | None = None) -> None:
+        self.options: OptionsT = self.Options() if options is None else options
+
+    def check(
+        self, meta: UpdateMeta, tensors: "Mapping[str, Tensor]"
+    ) -> "Refused | Mapping[str, Tensor] | None":
+        """Look at an update when it has arrived: None keeps it, tensors replace it."""
+        return None
+
+    def weights(self, metas: Sequence[UpdateMeta], gram: "Tensor | None") -> Sequence[float]:
+        """Finite weights >= 0, not all zero; the engine divides by their sum. Called once a round.
+
+        An update of weight 0 is not read. `gram` is given if `needs_gram`: (n, n), float64, the inner
+        products of (update - base) over all float tensors. Integer buffers follow these weights
+        also where `reduce` is overridden.
+        """
+        return sample_weights(metas, "samples")
+
+    def reduce(self, rows: "Tensor") -> "Tensor":
+        """(n, block) in the tensor's own dtype to (block,); overriding it replaces the weighted mean."""
+        raise NotImplementedError
+
+    def update(self, x: "Tensor", y: "Tensor", state: "dict[str, Tensor]") -> "Tensor":
+        """The new block: `x` is the base's, `y` the combined updates', both (block,) float64.
+
+        `state` holds a float64 block for every name in `state_blocks`; assign to its keys, or change
+        the blocks in place. It is stored as float32, for float64 tensors as float64.
+        """
+        return y
+
+    def initial_state(self) -> Mapping[str, float]:
+        """What a state block is filled with before the first round; 0 where a name is left out."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Scalars to keep from round to round, as JSON."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave; called before `weights`."""
+
+    def client_config(self) -> dict[str, Any]:
+        """What clients must know to play their part; travels in every training task."""
+        return {}
