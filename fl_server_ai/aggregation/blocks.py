@@ -86,12 +86,15 @@ class Layout:
 
 def parse_layout(header: bytes) -> Layout:
     """Of a whole header, its eight length bytes included; what it says is checked at intake."""
-    entries = json.loads(header[8:])
-    tensors = sorted(
-        (entry["data_offsets"], entry["dtype"])
-        for name, entry in entries.items()
-        if name != "__metadata__"
-    )
+    try:
+        entries = json.loads(header[8:])
+        tensors = sorted(
+            (entry["data_offsets"], entry["dtype"])
+            for name, entry in entries.items()
+            if name != "__metadata__"
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise AggregationException("the header of the weight files cannot be read") from None
     runs = []
     end = 0
     for dtype, group in groupby(tensors, key=lambda tensor: tensor[1]):
@@ -150,19 +153,24 @@ class Source:
         return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
     def read_into(self, target: memoryview, offset: int) -> None:
-        fd = self._open() if self._fd is None else self._fd
+        if self._fd is not None:
+            self._fill(self._fd, target, offset)
+            return
+        fd = self._open()
         try:
-            done = 0
-            while done < len(target):
-                got = os.preadv(fd, [target[done:]], offset + done)
-                if not got:
-                    raise UpdateChanged(self.participant, "has become shorter")
-                done += got
-            if self._fd is None:
-                self._compare(fd)
+            self._compare(fd)
+            self._fill(fd, target, offset)
+            self._compare(fd)
         finally:
-            if self._fd is None:
-                os.close(fd)
+            os.close(fd)
+
+    def _fill(self, fd: int, target: memoryview, offset: int) -> None:
+        done = os.preadv(fd, [target], offset)
+        while done < len(target):
+            got = os.preadv(fd, [target[done:]], offset + done)
+            if not got:
+                raise UpdateChanged(self.participant, "has become shorter")
+            done += got
 
     def digest(self) -> str:
         """sha256 of the whole file, hex."""

@@ -25,7 +25,7 @@ from fl_server_core.exceptions import AggregationException
 
 __all__ = ["Aggregated", "UpdateChanged", "UpdateFile", "aggregate"]
 
-BLOCK = 131_072  # numbers; 512 KiB of float32, the fastest measured (benchmarks/aggregation.py)
+BLOCK = 131072  # numbers; 512 KiB of float32, the fastest measured (benchmarks/aggregation.py)
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,12 @@ class DeletedByService(ServiceAdmin[M]):
         self, objs: Any, request: HttpRequest
     ) -> tuple[list[str], dict[str, int], set[str], list[str]]:
         rows = list(objs)
-        return [str(row) for row in rows], {str(self.opts.verbose_name_plural): len(rows)}, set(), []
+        return (
+            [str(row) for row in rows],
+            {str(self.opts.verbose_name_plural): len(rows)},
+            set(),
+            [],
+        )
 
     def delete_model(self, request: HttpRequest, obj: M) -> None:
         self.service_delete(obj, user_of(request))

@@ -58,11 +58,6 @@ class PeopleAdmin(UserAdmin):  # type: ignore[type-arg]  # Django's class can't 
     def _may_touch(request: HttpRequest, user: User | None) -> bool:
         return user is None or not user.is_superuser or user_of(request).is_superuser
 
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
-        if not user_of(request).is_superuser:
-            queryset = queryset.filter(is_superuser=False)
-        super().delete_queryset(request, queryset)
-
     @admin.display(description="see")
     def rows(self, user: User) -> Any:
         return list_link(ApiToken, "tokens", user__id__exact=user.pk)

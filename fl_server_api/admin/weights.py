@@ -94,7 +94,15 @@ class GlobalModelAdmin(DeletedByService[GlobalModel]):
 
 @admin.register(ModelVersion)
 class ModelVersionAdmin(HistoryAdmin[ModelVersion]):
-    list_display = ("model_name", "number", "made_by", "num_updates", "total_examples", "size", "created_at")
+    list_display = (
+        "model_name",
+        "number",
+        "made_by",
+        "num_updates",
+        "total_examples",
+        "size",
+        "created_at",
+    )
     list_filter = ("created_at",)
     list_select_related = ("model", "blob")
     search_fields = ("model__name", "=model__id", "=id", "blob__digest")

@@ -239,6 +239,20 @@ def test_other_tensors_are_refused_with_name_and_reason(tmp_path: Path, reason: 
         average(tmp_path, models, [1, 1])
 
 
+def test_files_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "update"
+    path.write_bytes((4).to_bytes(8, "little") + b"junk")
+    files = [UpdateFile(path, UpdateMeta("ada", 1))]
+
+    with pytest.raises(AggregationException, match="header"):
+        aggregate(base=None, updates=files, out=tmp_path / "out", strategy=STRATEGIES["FedAvg"]())
+
+
+def test_a_dtype_without_a_mean_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AggregationException, match="C64"):
+        average(tmp_path, [{"w": torch.ones(2, dtype=torch.complex64)}], [1])
+
+
 def test_an_update_that_disappeared_is_named(tmp_path: Path) -> None:
     files = write(tmp_path, random_models(3), [1, 1, 1])
     files[2].path.unlink()

@@ -1,0 +1,93 @@
+"""What a site writes: a subclass of `Client`, and the small things that pass through it."""
+
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fl_client.errors import Stopped
+
+Weights = dict[str, Any]  # names to NumPy arrays; to torch tensors where NumPy lacks the dtype
+_TAIL = 4000  # characters
+
+
+@dataclass
+class FitResult:
+    """Weights after local training: the names and shapes that were handed out.
+
+    `num_examples` is how many examples they were trained on and weighs them in the average;
+    `num_steps` is the number of optimiser steps, for strategies that normalise by it.
+    """
+
+    weights: Mapping[str, Any]
+    num_examples: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    num_steps: int | None = None
+
+
+@dataclass
+class EvaluateResult:
+    """Metrics of the global model on local data; `num_examples` weighs them in the mean."""
+
+    metrics: Mapping[str, float]
+    num_examples: int
+
+
+class Context:
+    """The task at hand (`task`, as the server sent it), and a line back while it is worked on."""
+
+    def __init__(
+        self,
+        task: dict[str, Any],
+        report: Callable[[dict[str, Any]], dict[str, Any]],
+        interval: float = 5.0,
+    ) -> None:
+        self.task = task
+        self.deadline = task.get("deadline")
+        self._report = report
+        self._interval = interval
+        self._last: float | None = None
+
+    def progress(self, step: int, of: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Tell how far it is; call it as often as you like, every few seconds one call is sent.
+
+        Raises Stopped if the server no longer wants the result. A server that cannot be
+        reached is not an error here.
+        """
+        now = time.monotonic()
+        if self._last is not None and now - self._last < self._interval and step < of:
+            return
+        self._last = now
+        answer = self._report({"step": step, "of": of, "metrics": dict(metrics or {})})
+        self.deadline = answer.get("deadline", self.deadline)
+        if answer.get("command") == "stop":
+            raise Stopped(f"the server stopped task {self.task['id']}")
+
+
+class Client:
+    """Subclass this. One method runs at a time; an exception fails the task, not the program."""
+
+    def fit(self, weights: Weights, config: dict[str, Any], context: Context) -> FitResult:
+        """Train from `weights` on local data. The arrays are yours to change.
+
+        `config` is what the strategy wants known, such as `{"mu": 0.01}` for FedProx. Floating
+        results are cast to the dtypes that were handed out.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not train")
+
+    def evaluate(
+        self, weights: Weights, config: dict[str, Any], context: Context
+    ) -> EvaluateResult:
+        """Measure `weights` on local data; `config["metric_names"]`, if given, says what."""
+        raise NotImplementedError(f"{type(self).__name__} does not evaluate")
+
+    def describe_failure(self, error: Exception) -> tuple[str, str]:
+        """What the server is told about an exception: a text, and the end of a log.
+
+        By default type and message, and the files, lines and functions that were passed through.
+        Override it where messages may quote patients' data.
+        """
+        frames = traceback.extract_tb(error.__traceback__)
+        tail = "\n".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames)
+        return f"{type(error).__name__}: {error}"[:_TAIL], tail[-_TAIL:]

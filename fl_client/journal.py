@@ -1,0 +1,83 @@
+"""Finished updates that the server has not confirmed yet, so that a restart sends, not retrains."""
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+log = logging.getLogger("fl.client")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An update on disk, and the fields that go with it."""
+
+    file: str
+    sha256: str
+    form: list[tuple[str, str]]
+
+
+class Journal:
+    """`journal.json` in a folder of the agent's own; one agent per folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path = folder / "journal.json"
+
+    def place(self, task: str) -> Path:
+        """Where the update of a task is to be written."""
+        return self.folder / f"update-{hashlib.sha256(task.encode()).hexdigest()[:16]}.safetensors"
+
+    def put(self, task: str, sha256: str, form: list[tuple[str, str]]) -> Entry:
+        """Note that the file at `place(task)` is complete. Every other task's file is dropped:
+        who has finished this task will not be asked for an earlier one again."""
+        entry = Entry(str(self.place(task)), sha256, form)
+        for other in self._read():
+            if other != task:
+                self.place(other).unlink(missing_ok=True)
+        self._write({task: entry})
+        return entry
+
+    def get(self, task: str) -> Entry | None:
+        """The finished update of a task; None if there is none, or its bytes have changed."""
+        entry = self._read().get(task)
+        if entry is None:
+            return None
+        try:
+            with self.place(task).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            found = ""
+        if found != entry.sha256:
+            log.warning("the journalled update of task %s is damaged; training again", task)
+            self.drop(task)
+            return None
+        return entry
+
+    def drop(self, task: str) -> None:
+        self._write({other: e for other, e in self._read().items() if other != task})
+        self.place(task).unlink(missing_ok=True)
+
+    def _read(self) -> dict[str, Entry]:
+        try:
+            rows = json.loads(self._path.read_text())
+            return {
+                task: Entry(row["file"], row["sha256"], [(k, v) for k, v in row["form"]])
+                for task, row in rows.items()
+            }
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            log.warning("%s is unreadable; starting a new one", self._path)
+            return {}
+
+    def _write(self, rows: dict[str, Entry]) -> None:
+        partial = self._path.with_suffix(".tmp")
+        with partial.open("w") as file:
+            json.dump({task: asdict(entry) for task, entry in rows.items()}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self._path)

@@ -1,0 +1,103 @@
+"""Global models: bringing weights to the server and back."""
+
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fl_client.download import SAFETENSORS, fetch
+from fl_client.safetensors_io import load, save
+from fl_client.transport import Transport
+
+
+class Models:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def upload(
+        self,
+        *,
+        name: str,
+        description: str,
+        weights: Any,
+        input_shape: Sequence[int | None] | None = None,
+    ) -> str:
+        """Create a model and return its id.
+
+        `weights` is a path, whose file is sent as it is, or a mapping of names to arrays or
+        tensors, or a torch module; the latter are sent as safetensors. None in `input_shape`
+        stands for a dimension of any size.
+        """
+        form = [("name", name), ("description", description)]
+        form += [("input_shape", "None" if n is None else str(n)) for n in input_shape or ()]
+        with tempfile.TemporaryDirectory() as folder:
+            if isinstance(weights, (str, Path)):
+                path = Path(weights)
+            else:
+                path = Path(folder, "model.safetensors")
+                save(path, _named_arrays(weights))
+            answer = self._transport.json(
+                "POST",
+                "models/",
+                form=form,
+                files={"model_file": path},
+                key=str(uuid.uuid4()),
+                read_timeout=300.0,
+            )
+        return str(answer["model_id"])
+
+    def download(
+        self,
+        model: str,
+        path: str | Path | None = None,
+        *,
+        version: int | str | None = None,
+        original: bool = False,
+    ) -> Path:
+        """Stream the weights to `path` (default `model-<id>.safetensors` here) and return it.
+
+        The file is checked against the server's digest and appears only when complete; an
+        interrupted download goes on where it stopped. `original` asks for the container in
+        which the model was uploaded. BrokenFile if the bytes do not fit their digest.
+        """
+        suffix = ".pt" if original else ".safetensors"
+        target = Path(path) if path is not None else Path(f"model-{model}{suffix}")
+        url = f"models/{model}/" + (f"?version={version}" if version is not None else "")
+        accept = "application/octet-stream" if original else SAFETENSORS
+        fetch(self._transport, url, target, accept=accept)
+        return target
+
+    def weights(self, model: str, *, version: int | str | None = None) -> dict[str, Any]:
+        """The weights as arrays by name, in the model's own dtypes."""
+        with tempfile.TemporaryDirectory() as folder:
+            return load(self.download(model, Path(folder, "model.safetensors"), version=version))
+
+    def metrics(self, model: str) -> list[dict[str, Any]]:
+        """Rows `key value_float step reporter identifier`, one per reporter and round.
+
+        Rows with `identifier` "aggregated" and no reporter are the means over all reporters.
+        """
+        rows: list[dict[str, Any]] = self._transport.json("GET", f"models/{model}/metrics/")
+        return rows
+
+    def get(self, model: str) -> dict[str, Any]:
+        """Name, description, owner, round and `stats` (sizes per layer, or None)."""
+        fields: dict[str, Any] = self._transport.json("GET", f"models/{model}/metadata/")
+        return fields
+
+    def list(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self._transport.json("GET", "models/")
+        return rows
+
+    def delete(self, model: str) -> None:
+        self._transport.json("DELETE", f"models/{model}/")
+
+
+def _named_arrays(weights: Any) -> Mapping[str, Any]:
+    if isinstance(weights, Mapping):
+        return weights
+    if callable(getattr(weights, "state_dict", None)):
+        state: Mapping[str, Any] = weights.state_dict()
+        return state
+    raise TypeError(f"weights must be a path, a mapping or a module, not {type(weights).__name__}")

@@ -1,0 +1,37 @@
+"""Foreign bytes become canonical weights here and nowhere else; nothing in them is ever executed.
+
+Start reading here. One module a container, each with `extract(source, write, limits)`; `seam.py` chooses.
+
+- `seam.py`         sniff, extract, write back: all that the rest of the server calls
+- `canonical.py`    the one form that weights are kept in, and the strict reader of its header
+- `safetensors.py`  safetensors files in any order, with or without metadata
+- `npz.py`          numpy's zip archives, without pickle
+- `checks.py`       against the global model's header; for NaN and infinity
+- `limits.py`       how large anything may claim to be
+"""
+
+from fl_server_ai.containers.canonical import (
+    DTYPE_BYTES,
+    Manifest,
+    TensorInfo,
+    canonical_header,
+    read_manifest,
+)
+from fl_server_ai.containers.checks import check_against, check_finite
+from fl_server_ai.containers.limits import Limits
+from fl_server_ai.containers.seam import Extracted, extract, sniff, write_back
+
+__all__ = [
+    "DTYPE_BYTES",
+    "Extracted",
+    "Limits",
+    "Manifest",
+    "TensorInfo",
+    "canonical_header",
+    "check_against",
+    "check_finite",
+    "extract",
+    "read_manifest",
+    "sniff",
+    "write_back",
+]
