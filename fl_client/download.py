@@ -1,16 +1,14 @@
 """Files from the server: streamed to disk, taken up where they broke off, compared with a digest."""
 
-import hashlib
-import os
 from pathlib import Path
 
 import httpx
 
+from fl_client.digest import sha256_of
 from fl_client.errors import BrokenFile, ConnectionFailed, FLError
 from fl_client.transport import Transport
 
 SAFETENSORS = "application/vnd.safetensors"
-_CHUNK = 1 << 20
 
 
 def fetch(
@@ -75,12 +73,7 @@ class _Partial:
         self._note.unlink(missing_ok=True)
 
     def finish(self, expected: str | None) -> str:
-        digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-            os.fsync(file.fileno())
-        found = digest.hexdigest()
+        found = sha256_of(self.path)
         if found != expected:
             raise BrokenFile(
                 0, "DIGEST_MISMATCH", f"{self.target.name} has digest {found}, not {expected}"

@@ -115,6 +115,12 @@ _BY_STATUS: dict[int, type[FLError]] = {
 }
 
 
+def is_settled(error: FLError) -> bool:
+    """Whether the server has decided, so that asking the same again cannot help."""
+    unsettled = (AuthenticationFailed, ConnectionFailed, ServerError, Throttled)
+    return not isinstance(error, unsettled) and error.status != 408
+
+
 def error_for(status: int, body: object, request_id: str | None) -> FLError:
     """The typed error of an answer; `body` is its parsed JSON, or anything else if it was none."""
     fields = body if isinstance(body, dict) else {}

@@ -7,14 +7,17 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fl_client.digest import sha256_of
+
 log = logging.getLogger("fl.client")
+
+_KEPT = 4  # a site may take part in several trainings at a time
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An update on disk, and the fields that go with it."""
+    """The digest of an update on disk, and the fields that go with it."""
 
-    file: str
     sha256: str
     form: list[tuple[str, str]]
 
@@ -32,13 +35,13 @@ class Journal:
         return self.folder / f"update-{hashlib.sha256(task.encode()).hexdigest()[:16]}.safetensors"
 
     def put(self, task: str, sha256: str, form: list[tuple[str, str]]) -> Entry:
-        """Note that the file at `place(task)` is complete. Every other task's file is dropped:
-        who has finished this task will not be asked for an earlier one again."""
-        entry = Entry(str(self.place(task)), sha256, form)
-        for other in self._read():
-            if other != task:
-                self.place(other).unlink(missing_ok=True)
-        self._write({task: entry})
+        """Note that the file at `place(task)` is complete; the oldest entries make room."""
+        entry = Entry(sha256, form)
+        rows = {other: e for other, e in self._read().items() if other != task}
+        for other in list(rows)[: len(rows) - _KEPT + 1]:
+            del rows[other]
+            self.place(other).unlink(missing_ok=True)
+        self._write(rows | {task: entry})
         return entry
 
     def get(self, task: str) -> Entry | None:
@@ -46,12 +49,8 @@ class Journal:
         entry = self._read().get(task)
         if entry is None:
             return None
-        try:
-            with self.place(task).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except FileNotFoundError:
-            found = ""
-        if found != entry.sha256:
+        path = self.place(task)
+        if not path.exists() or sha256_of(path) != entry.sha256:
             log.warning("the journalled update of task %s is damaged; training again", task)
             self.drop(task)
             return None
@@ -65,7 +64,7 @@ class Journal:
         try:
             rows = json.loads(self._path.read_text())
             return {
-                task: Entry(row["file"], row["sha256"], [(k, v) for k, v in row["form"]])
+                task: Entry(row["sha256"], [(k, v) for k, v in row["form"]])
                 for task, row in rows.items()
             }
         except FileNotFoundError:

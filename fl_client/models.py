@@ -10,6 +10,8 @@ from fl_client.download import SAFETENSORS, fetch
 from fl_client.safetensors_io import load, save
 from fl_client.transport import Transport
 
+Rows = list[dict[str, Any]]
+
 
 class Models:
     def __init__(self, transport: Transport) -> None:
@@ -73,12 +75,12 @@ class Models:
         with tempfile.TemporaryDirectory() as folder:
             return load(self.download(model, Path(folder, "model.safetensors"), version=version))
 
-    def metrics(self, model: str) -> list[dict[str, Any]]:
+    def metrics(self, model: str) -> Rows:
         """Rows `key value_float step reporter identifier`, one per reporter and round.
 
         Rows with `identifier` "aggregated" and no reporter are the means over all reporters.
         """
-        rows: list[dict[str, Any]] = self._transport.json("GET", f"models/{model}/metrics/")
+        rows: Rows = self._transport.json("GET", f"models/{model}/metrics/")
         return rows
 
     def get(self, model: str) -> dict[str, Any]:
@@ -86,8 +88,8 @@ class Models:
         fields: dict[str, Any] = self._transport.json("GET", f"models/{model}/metadata/")
         return fields
 
-    def list(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self._transport.json("GET", "models/")
+    def list(self) -> Rows:
+        rows: Rows = self._transport.json("GET", "models/")
         return rows
 
     def delete(self, model: str) -> None:

@@ -9,12 +9,9 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from fl_client.errors import BrokenFile
-
-if TYPE_CHECKING:
-    import numpy as np
 
 NUMPY_DTYPES = {
     "F64": "float64",
@@ -98,7 +95,7 @@ def _tensors(file: BinaryIO, size: int) -> Iterator[tuple[str, Any]]:
             raise _broken(f"{name!r} has other than the bytes that its shape needs")
         expected = end
         file.seek(start + begin)
-        raw: np.ndarray[Any, np.dtype[np.uint8]] = np.empty(end - begin, np.uint8)
+        raw = np.empty(end - begin, np.uint8)
         if file.readinto(raw.data) != raw.size:  # type: ignore[attr-defined]
             raise _broken(f"the file ends within {name!r}")
         if code in NUMPY_DTYPES:
@@ -164,10 +161,10 @@ def _bytes(value: Any) -> memoryview:
     if is_torch(value):
         from fl_client.torch_support import raw_bytes
 
-        return memoryview(raw_bytes(value))
+        return raw_bytes(value).data
     array = np.asarray(value, order="C")
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return memoryview(little.reshape(-1).view(np.uint8))
+    return little.reshape(-1).view(np.uint8).data
 
 
 def is_torch(value: object) -> bool:

@@ -13,12 +13,13 @@ def get_weights(module: "torch.nn.Module") -> dict[str, Any]:
 
     Tensors whose dtype NumPy lacks (bfloat16) stay tensors, on the CPU.
     """
-    import torch
-
     weights: dict[str, Any] = {}
     for name, tensor in module.state_dict().items():
         copy = tensor.detach().to("cpu", copy=True)
-        weights[name] = copy if copy.dtype == torch.bfloat16 else copy.numpy()
+        try:
+            weights[name] = copy.numpy()
+        except TypeError:
+            weights[name] = copy
     return weights
 
 

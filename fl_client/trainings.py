@@ -1,6 +1,5 @@
 """Trainings as their owner sees them: create, start, wait, read the metrics."""
 
-import builtins
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +7,8 @@ from typing import Any
 
 from fl_client.errors import TrainingFailed
 from fl_client.transport import Transport
+
+Rows = list[dict[str, Any]]
 
 
 class Training:
@@ -67,14 +68,14 @@ class Training:
                 raise TimeoutError(f"training {self.id} is in round {seen} after {timeout} s")
             time.sleep(pause)
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> Rows:
         """Rows `key value_float step reporter identifier`; "aggregated" rows have no reporter."""
-        rows: list[dict[str, Any]] = self._transport.json("GET", f"models/{self.model}/metrics/")
+        rows: Rows = self._transport.json("GET", f"models/{self.model}/metrics/")
         return rows
 
-    def rounds(self) -> list[dict[str, Any]]:
+    def rounds(self) -> Rows:
         """Each round with who was asked, who answered and when."""
-        rows: list[dict[str, Any]] = self._transport.json("GET", f"trainings/{self.id}/rounds/")
+        rows: Rows = self._transport.json("GET", f"trainings/{self.id}/rounds/")
         return rows
 
     @property
@@ -120,8 +121,8 @@ class Trainings:
         """A handle; whether the training exists shows with the first call on it."""
         return Training(self._transport, training)
 
-    def list(self) -> builtins.list[dict[str, Any]]:
-        rows: builtins.list[dict[str, Any]] = self._transport.json("GET", "trainings/")
+    def list(self) -> Rows:
+        rows: Rows = self._transport.json("GET", "trainings/")
         return rows
 
     def delete(self, training: str) -> None:

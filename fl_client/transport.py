@@ -182,9 +182,8 @@ def _parsed(response: httpx.Response) -> Any:
     try:
         return response.json()
     except ValueError:
-        raise FLError(
-            response.status_code, "NOT_JSON", f"{response.url} did not answer with JSON"
-        ) from None
+        detail = f"{response.url} did not answer with JSON; is a proxy in between?"
+        raise ConnectionFailed(response.status_code, "NOT_JSON", detail) from None
 
 
 def _refusal(response: httpx.Response) -> FLError:
@@ -209,7 +208,9 @@ def _no_answer(error: httpx.TransportError, url: httpx.URL) -> ConnectionFailed:
         cause = cause.__cause__ or cause.__context__
     never_sent = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
     code = "UNREACHABLE" if never_sent else "INTERRUPTED"
-    return ConnectionFailed(0, code, f"{url.host}:{url.port or ''}: {error or type(error).__name__}")
+    return ConnectionFailed(
+        0, code, f"{url.host}:{url.port or ''}: {error or type(error).__name__}"
+    )
 
 
 def _worth_repeating(error: FLError, repeatable: bool) -> bool:

@@ -1,20 +1,21 @@
 """Weight files as flat runs of numbers: their layout, reading them in blocks, writing a new one."""
 
 import hashlib
-import json
 import os
 import secrets
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from fl_server_ai.aggregation.strategy import UpdateMeta
-from fl_server_core.exceptions import AggregationException
+from fl_server_ai.containers import DTYPE_BYTES, Limits, TensorInfo
+from fl_server_ai.containers.canonical import parse
+from fl_server_core.exceptions import AggregationException, BadContainer
 
 FLOATS = {
     "F64": torch.float64,
@@ -25,9 +26,9 @@ FLOATS = {
     "F8_E5M2": torch.float8_e5m2,
 }
 SIZES = {
-    **{name: dtype.itemsize for name, dtype in FLOATS.items()},
-    "BOOL": 1,
-    **{f"{kind}{bits}": bits // 8 for kind in "UI" for bits in (8, 16, 32, 64)},
+    name: size
+    for name, size in DTYPE_BYTES.items()
+    if name in FLOATS or name == "BOOL" or name[0] in "UI"
 }
 MAX_HEADER = 100_000_000  # bytes; the limit that safetensors itself has
 OPEN_FILES = 256  # with more updates than this, files are opened for each read
@@ -71,39 +72,29 @@ class Layout:
     header: bytes
     runs: tuple[Run, ...]
     size: int
+    tensors: tuple[TensorInfo, ...]
 
     def locate(self, offset: int) -> str:
         """The tensor that byte `offset` of the file belongs to."""
-        entries: dict[str, Any] = json.loads(self.header[8:])
-        inside = offset - len(self.header)
         return next(
-            name
-            for name, entry in entries.items()
-            if name != "__metadata__"
-            and entry["data_offsets"][0] <= inside < entry["data_offsets"][1]
+            tensor.name
+            for tensor in self.tensors
+            if tensor.offset <= offset < tensor.offset + tensor.nbytes
         )
 
 
-def parse_layout(header: bytes) -> Layout:
-    """Of a whole header, its eight length bytes included; what it says is checked at intake."""
-    try:
-        entries = json.loads(header[8:])
-        tensors = sorted(
-            (entry["data_offsets"], entry["dtype"])
-            for name, entry in entries.items()
-            if name != "__metadata__"
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise AggregationException("the header of the weight files cannot be read") from None
+def parse_layout(header: bytes, size: int) -> Layout:
+    """Of a file's whole header, its eight length bytes included; raises `BadContainer`."""
+    manifest = parse(BytesIO(header), size, Limits(header_bytes=MAX_HEADER))
     runs = []
-    end = 0
-    for dtype, group in groupby(tensors, key=lambda tensor: tensor[1]):
+    for dtype, group in groupby(manifest.tensors, key=lambda tensor: tensor.dtype):
         if dtype not in SIZES:
             raise AggregationException(f"tensors of dtype {dtype} cannot be aggregated")
-        spans = [offsets for offsets, _ in group]
-        begin, end = spans[0][0], spans[-1][1]
-        runs.append(Run(dtype, len(header) + begin, (end - begin) // SIZES[dtype]))
-    return Layout(header, tuple(run for run in runs if run.count), len(header) + end)
+        tensors = list(group)
+        nbytes = sum(tensor.nbytes for tensor in tensors)
+        if nbytes:
+            runs.append(Run(dtype, tensors[0].offset, nbytes // SIZES[dtype]))
+    return Layout(header, tuple(runs), size, manifest.tensors)
 
 
 def read_header(fd: int) -> bytes:
@@ -263,13 +254,21 @@ class Draft:
             self._temporary.unlink(missing_ok=True)
 
 
+def layout_of(source: Source) -> Layout:
+    """`UpdateChanged` if the file is not whole: it was when it was accepted."""
+    try:
+        return parse_layout(source.header, source.size)
+    except BadContainer as error:
+        raise UpdateChanged(source.participant, f"cannot be read: {error.detail}") from None
+
+
 def assert_same_header(sources: Sequence[Source], layout: Layout) -> None:
     """Name the first participant whose tensors are not the others', and how they differ."""
     for source in sources:
         if source.header != layout.header:
             raise AggregationException(
                 f"the update of participant {source.participant} cannot be combined: "
-                f"{_difference(layout.header, source.header)}"
+                f"{_difference(layout, layout_of(source))}"
             )
         if source.size != layout.size:
             raise UpdateChanged(
@@ -277,19 +276,17 @@ def assert_same_header(sources: Sequence[Source], layout: Layout) -> None:
             )
 
 
-def _difference(expected: bytes, given: bytes) -> str:
-    try:
-        ours, theirs = json.loads(expected[8:]), json.loads(given[8:])
-    except ValueError:
-        return "its header is not JSON"
+def _difference(expected: Layout, given: Layout) -> str:
+    ours = {tensor.name: tensor for tensor in expected.tensors}
+    theirs = {tensor.name: tensor for tensor in given.tensors}
     for name in ours | theirs:
         if name not in theirs:
             return f"tensor {name!r} is missing"
         if name not in ours:
             return f"tensor {name!r} is not in the other files"
-        for key in ("dtype", "shape"):
-            if ours[name].get(key) != theirs[name].get(key):
-                return (
-                    f"tensor {name!r} has {key} {theirs[name].get(key)}, not {ours[name].get(key)}"
-                )
-    return "its header is written in another form"
+        a, b = ours[name], theirs[name]
+        if a.dtype != b.dtype:
+            return f"tensor {name!r} has dtype {b.dtype}, not {a.dtype}"
+        if a.shape != b.shape:
+            return f"tensor {name!r} has shape {list(b.shape)}, not {list(a.shape)}"
+    return "its header is not in canonical form"

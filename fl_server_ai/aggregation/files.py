@@ -10,7 +10,7 @@ from fl_server_ai.aggregation.blocks import (
     UpdateChanged,
     UpdateFile,
     assert_same_header,
-    parse_layout,
+    layout_of,
 )
 from fl_server_ai.aggregation.crew import run_all
 
@@ -30,7 +30,7 @@ class Files:
         if self.base is not None:
             stack.callback(self.base.close)
         self._all = [*self.sources, *([self.base] if self.base else [])]
-        self.layout = parse_layout((self.base or self.sources[0]).header)
+        self.layout = layout_of(self.base or self.sources[0])
         assert_same_header(self._all, self.layout)
 
     def verify(self, threads: int) -> None:

@@ -5,6 +5,7 @@ in the header. float64 tensors have float64 state, all others float32.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fl_server_ai.aggregation.blocks import FLOATS, Draft, Layout, Run, Source, parse_layout
+from fl_server_ai.aggregation.blocks import (
+    FLOATS,
+    Draft,
+    Layout,
+    Run,
+    Source,
+    layout_of,
+    parse_layout,
+)
 from fl_server_ai.aggregation.strategy import Strategy
 from fl_server_core.exceptions import AggregationException
 
@@ -44,18 +53,15 @@ class State:
 
     def _load(self, path: Path, strategy: Strategy[Any]) -> None:
         self._old = Source(path, "(state)")
-        entries = json.loads(self._old.header[8:])
-        found = {
-            name: (entry["dtype"], entry["shape"][0])
-            for name, entry in entries.items()
-            if name != "__metadata__"
-        }
+        layout = layout_of(self._old)
+        self._old_places = _places(layout)
+        found = {name: (place.dtype, place.count) for name, place in self._old_places.items()}
         if found != self._vectors:
             raise AggregationException(
                 "the strategy's state belongs to another model or another strategy"
             )
-        self._old_places = _places(parse_layout(self._old.header), entries)
-        strategy.load_state_dict(json.loads(entries["__metadata__"]["scalars"]))
+        metadata = json.loads(layout.header[8:]).get("__metadata__", {})
+        strategy.load_state_dict(json.loads(metadata.get("scalars", "{}")))
 
     def begin(self, strategy: Strategy[Any]) -> None:
         """Open the new file; the scalars are those that `strategy` has now."""
@@ -74,7 +80,7 @@ class State:
         text += b" " * (-len(text) % 8)
         raw = len(text).to_bytes(8, "little") + text
         self._new = Draft(self._state_out, raw, len(raw) + offset)
-        self._new_places = _places(parse_layout(raw), header)
+        self._new_places = _places(parse_layout(raw, len(raw) + offset))
 
     def read(self, index: int, start: int, count: int, device: torch.device) -> dict[str, Tensor]:
         """A float64 block for every name, of the model's run `index`."""
@@ -110,10 +116,8 @@ class State:
             self._new.discard()
 
 
-def _places(layout: Layout, entries: dict[str, Any]) -> dict[str, Run]:
-    begin = len(layout.header)
+def _places(layout: Layout) -> dict[str, Run]:
     return {
-        name: Run(entry["dtype"], begin + entry["data_offsets"][0], entry["shape"][0])
-        for name, entry in entries.items()
-        if name != "__metadata__"
+        tensor.name: Run(tensor.dtype, tensor.offset, math.prod(tensor.shape))
+        for tensor in layout.tensors
     }

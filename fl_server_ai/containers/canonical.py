@@ -180,12 +180,13 @@ def _surrogates(name: str) -> bool:
 
 def check_shape(name: str, shape: Any, limits: Limits) -> tuple[int, ...]:
     """A shape of whole numbers that some file could really hold, or `BadContainer`."""
-    sizes = list(shape) if isinstance(shape, list | tuple) else [None]
-    if len(sizes) > limits.dimensions or not all(type(n) is int and n >= 0 for n in sizes):
+    if (
+        not isinstance(shape, list | tuple)
+        or len(shape) > limits.dimensions
+        or not all(type(size) is int and 0 <= size <= 2**62 for size in shape)  # bool is no size
+    ):
         raise BadContainer(f"tensor {name!r} has no valid shape")
-    if any(n > 2**62 for n in sizes):
-        raise BadContainer(f"tensor {name!r} claims a shape that nothing could hold")
-    return tuple(sizes)
+    return tuple(shape)
 
 
 def _tensor(name: str, entry: Any, start: int, limits: Limits) -> TensorInfo:

@@ -12,6 +12,7 @@ from fl_server_ai.services.training_options import options_validate
 from fl_server_ai.services.trainings import training_clients_remove, training_start
 from fl_server_api.admin import overview
 from fl_server_api.admin.base import DeletedByService, HistoryAdmin, row_link, user_of
+from fl_server_api.admin.html import cell
 from fl_server_core.exceptions import DomainError, IllegalMove
 from fl_server_core.lifecycle import TrainingState
 from fl_server_core.models import Participant, Training, User
@@ -48,9 +49,9 @@ class TrainingAdmin(DeletedByService[Training]):
         "state_text",
         "progress",
         "members",
-        "aggregation_method",
+        "updated",
+        "method",
         "actor",
-        "last_update",
     )
     list_filter = ("state", "created_at", "last_update")
     list_select_related = ("model", "actor")
@@ -95,11 +96,19 @@ class TrainingAdmin(DeletedByService[Training]):
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
+    def has_change_permission(self, request: HttpRequest, obj: Training | None = None) -> bool:
+        waiting = obj is None or obj.state == TrainingState.INITIAL
+        return waiting and super().has_change_permission(request, obj)
+
     def get_readonly_fields(self, request: HttpRequest, obj: Training | None = None) -> Any:
         fields = [name for _, group in self.fieldsets for name in group["fields"]]
-        if obj is not None and obj.state == TrainingState.INITIAL:
-            return [name for name in fields if name not in BEFORE_START]
-        return fields
+        return [name for name in fields if name not in BEFORE_START]
+
+    def render_change_form(
+        self, request: HttpRequest, context: Any, *args: Any, **more: Any
+    ) -> Any:
+        context["subtitle"] = context["original"].model.name
+        return super().render_change_form(request, context, *args, **more)
 
     def save_model(self, request: HttpRequest, obj: Training, form: Any, change: bool) -> None:
         if not form.changed_data:
@@ -132,11 +141,19 @@ class TrainingAdmin(DeletedByService[Training]):
     def state_text(self, training: Training) -> str:
         return training.get_state_display()
 
-    @admin.display(description="rounds done", ordering="model__round")
+    @admin.display(description="last update", ordering="last_update")
+    def updated(self, training: Training) -> object:
+        return cell(training.last_update)
+
+    @admin.display(description="method", ordering="aggregation_method")
+    def method(self, training: Training) -> str:
+        return training.aggregation_method
+
+    @admin.display(description="rounds", ordering="model__round")
     def progress(self, training: Training) -> str:
         return f"{training.model.round} of {training.target_num_updates}"
 
-    @admin.display(description="participants", ordering="_members")
+    @admin.display(description="clients", ordering="_members")
     def members(self, training: Training) -> int:
         return int(getattr(training, "_members", 0))
 

@@ -76,7 +76,9 @@ class GlobalModelAdmin(DeletedByService[GlobalModel]):
                 version.strategy or "uploaded",
                 version.num_updates or "-",
                 version.total_examples or "-",
-                format_html("<code>{}</code>", version.blob.digest),
+                format_html(
+                    '<code title="{}">{}…</code>', version.blob.digest, version.blob.digest[:12]
+                ),
                 bytes_text(version.blob.size),
                 version.created_at,
                 download_link(version),

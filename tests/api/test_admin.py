@@ -2,8 +2,8 @@
 
 import re
 import uuid
-from collections.abc import Callable
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,12 +12,13 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Group, Permission
 from django.db import connection
 from django.db.models import Model
-from django.test import Client
+from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
 from fl_server_ai.services.trainings import training_start
+from fl_server_core.exceptions import IllegalMove
 from fl_server_core.lifecycle import RoundPhase, TaskState, TrainingState, move
 from fl_server_core.models import (
     ApiToken,
@@ -57,8 +58,6 @@ OURS: list[type[Model]] = [*HISTORY, User, ApiToken, GlobalModel, Training]
 EVERY: list[type[Model]] = [*OURS, Group]
 names = pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
 history = pytest.mark.parametrize("kind", HISTORY, ids=lambda kind: kind.__name__)
-
-World = dict[type[Model], Callable[[int], Model]]
 
 
 def page(kind: type[Model], view: str, *args: object) -> str:
@@ -466,11 +465,32 @@ def test_a_started_training_cannot_be_changed(browser: Client, ada: User) -> Non
     training = a_training(ada)
     training_start(training=training, user=training.actor)
 
-    save(browser, training, "9", '{"min_updates": 2}')
+    answer = browser.post(
+        page(Training, "change", training.pk), {"target_num_updates": "9", "options": "{}"}
+    )
 
     training.refresh_from_db()
-    assert (training.target_num_updates, training.options) == (3, {})
+    assert answer.status_code == 403
+    assert training.target_num_updates == 3
     assert browser.get(page(Training, "add")).status_code == 403
+
+
+def test_a_form_that_was_opened_before_the_start_changes_nothing(ada: User) -> None:
+    training = a_training(ada)
+    opened = Training.objects.get(pk=training.pk)
+    opened.target_num_updates = 9
+    training_start(training=training, user=training.actor)
+
+    with pytest.raises(IllegalMove, match="nothing was changed"):
+        admin.site._registry[Training].save_model(
+            RequestFactory().post("/"),
+            opened,
+            SimpleNamespace(changed_data=["options"]),
+            change=True,
+        )
+
+    training.refresh_from_db()
+    assert (training.target_num_updates, training.state) == (3, TrainingState.ONGOING)
 
 
 @pytest.mark.parametrize("from_list", [True, False])

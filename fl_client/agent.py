@@ -1,0 +1,174 @@
+"""The loop of a participating site: ask for a task, work it off, ask again."""
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from fl_client.client import Client
+from fl_client.errors import ConnectionFailed, ServerError, Throttled
+from fl_client.journal import Journal
+from fl_client.transport import Transport, backoff
+from fl_client.webhook import Receiver
+from fl_client.work import Worker
+
+log = logging.getLogger("fl.client")
+
+OnEvent = Callable[[str, dict[str, Any]], None]
+_LONG_POLL = 25  # seconds the server may hold the question
+_LOOK_ANYWAY = 30.0  # seconds between questions in webhook mode, for webhooks that got lost
+
+
+def run(
+    client: Client,
+    *,
+    url: str,
+    token: str,
+    mode: Literal["poll", "webhook"] = "poll",
+    ca: str | Path | None = None,
+    once: bool = False,
+    forever: bool = False,
+    workdir: str | Path | None = None,
+    listen: tuple[str, int] = ("127.0.0.1", 8765),
+    stop: threading.Event | None = None,
+    on_event: OnEvent | None = None,
+) -> dict[str, Any] | None:
+    """Take part until all trainings of this account have ended; return the final model's fields.
+
+    `once` works off what there is now and returns (for cron jobs), `forever` waits for the next
+    training, `stop` ends the loop from another thread, after the task at hand and at most 25 s;
+    then None is returned. A server that is away is waited for, except with `once`. Finished updates lie in `workdir` (default: a
+    folder per account below ~/.fl_client) until the server has them: a process that was killed
+    sends them when it starts again. One process per workdir.
+
+    "webhook" listens at `listen` for the server's notifications, which only say when to ask.
+
+    `on_event(name, fields)` is called with "task", "uploaded", "closed", "stopped", "failed",
+    "offline", "listening" and "done". AuthenticationFailed and NotPermitted are raised.
+    """
+    stop = stop or threading.Event()
+    transport = Transport(url, token=token, ca=ca, attempts=3, stop=stop)
+    try:
+        folder = Path(workdir) if workdir is not None else _home(transport, token)
+        agent = Agent(Worker(client, transport, Journal(folder)), transport, stop, on_event)
+        if once:
+            return agent.work_off(forever=forever)
+        if mode == "webhook":
+            return agent.listen(listen, forever=forever)
+        return agent.poll(forever=forever)
+    finally:
+        transport.close()
+
+
+class Agent:
+    """The two loops behind `run`."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        transport: Transport,
+        stop: threading.Event,
+        on_event: OnEvent | None = None,
+    ) -> None:
+        self._worker = worker
+        self._transport = transport
+        self._stop = stop
+        self._tell = on_event or (lambda name, fields: None)
+        self._last = ""
+        self._repeats = 0
+
+    def poll(self, *, forever: bool) -> dict[str, Any] | None:
+        """Long polls, one after the other."""
+        while not self._stop.is_set():
+            asked = time.monotonic()
+            answer = self._patiently(lambda: self._step(_LONG_POLL))
+            if answer is None:
+                break
+            if answer["state"] == "wait":
+                # A server that held the question that long has done the waiting.
+                held = time.monotonic() - asked
+                self._stop.wait(max(0.0, float(answer.get("retry_after", 2.0)) - held))
+            elif answer["state"] == "done":
+                if not forever:
+                    return _final(answer)
+                self._stop.wait(_LOOK_ANYWAY)
+        return None
+
+    def work_off(self, *, forever: bool = True) -> dict[str, Any] | None:
+        """Everything there is to do now; the final model's fields if all has ended.
+
+        Raises if the server is away. A task that is handed out again ends it too.
+        """
+        while not self._stop.is_set():
+            answer = self._step(0)
+            if answer["state"] == "done":
+                return None if forever else _final(answer)
+            if answer["state"] != "task" or self._repeats:
+                return None
+        return None
+
+    def listen(self, where: tuple[str, int], *, forever: bool) -> dict[str, Any] | None:
+        """Ask at the start, whenever a notification came, and every now and then."""
+        answer = self._patiently(
+            lambda: self._transport.json("POST", "users/myself/webhook-secret/", repeatable=True)
+        )
+        if answer is None:
+            return None
+        with Receiver(str(answer["webhook_secret"]), where) as receiver:
+            self._tell("listening", {"address": receiver.address})
+            while not self._stop.is_set():
+                receiver.hint.clear()
+                ended = self._patiently(lambda: {"final": self.work_off(forever=forever)})
+                if ended is not None and ended["final"] is not None:
+                    final: dict[str, Any] = ended["final"]
+                    return final
+                receiver.wait(_LOOK_ANYWAY, self._stop)
+        return None
+
+    def _step(self, wait: int) -> dict[str, Any]:
+        answer: dict[str, Any] = self._transport.json(
+            "GET", "tasks/", params={"wait": wait}, attempts=1, read_timeout=wait + 35.0
+        )
+        if answer["state"] == "task":
+            self._work(answer["task"])
+        elif answer["state"] == "done":
+            self._tell("done", _final(answer))
+        return answer
+
+    def _work(self, task: dict[str, Any]) -> None:
+        self._repeats = self._repeats + 1 if task["id"] == self._last else 0
+        if self._repeats and self._stop.wait(backoff(self._repeats, first=1.0)):
+            return  # handed out again although it was answered: not in a tight loop
+        self._tell("task", {"task": task})
+        ended = self._worker.work(task)
+        self._last = task["id"]
+        self._tell(ended, {"task": task})
+
+    def _patiently(self, act: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+        """Until the server is back; None if stopped meanwhile. Refusals are raised."""
+        attempt = 0
+        while not self._stop.is_set():
+            try:
+                return act()
+            except (ConnectionFailed, ServerError, Throttled) as error:
+                if isinstance(error, ConnectionFailed) and error.code == "CERTIFICATE":
+                    raise
+                pause = max(error.retry_after or 0.0, backoff(attempt))
+                attempt += 1
+                log.warning("trying again in %.1f s: %s", pause, error.detail)
+                self._tell("offline", {"error": error, "retry_in": pause})
+                self._stop.wait(pause)
+        return None
+
+
+def _final(answer: dict[str, Any]) -> dict[str, Any]:
+    final: dict[str, Any] = answer.get("final_model") or {}
+    return final
+
+
+def _home(transport: Transport, token: str) -> Path:
+    account = hashlib.sha256(f"{transport.address.api}\0{token}".encode()).hexdigest()[:16]
+    return Path.home() / ".fl_client" / account

@@ -1,0 +1,193 @@
+"""One task from its arrival to its answer: download, train or evaluate, send."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fl_client.client import Client, Context, EvaluateResult, FitResult
+from fl_client.download import SAFETENSORS, fetch
+from fl_client.errors import Conflict, FLError, Stopped, is_settled
+from fl_client.journal import Entry, Journal
+from fl_client.safetensors_io import is_torch, load, save
+from fl_client.transport import Transport
+
+log = logging.getLogger("fl.client")
+
+Task = dict[str, Any]
+
+
+class Worker:
+    """Works tasks off for one client; what is finished is journalled before it is sent."""
+
+    def __init__(self, client: Client, transport: Transport, journal: Journal) -> None:
+        self._client = client
+        self._transport = transport
+        self._journal = journal
+
+    def work(self, task: Task) -> str:
+        """Return how it ended: "uploaded", "closed" (too late), "stopped" or "failed".
+
+        A failure of the task is reported to the server and is no exception. What is raised is
+        the way to the server: ask for the task again later; a finished update is then re-sent.
+        """
+        kind = task.get("kind")
+        try:
+            if kind == "train":
+                return self._train(task)
+            if kind == "evaluate":
+                return self._evaluate(task)
+        except Stopped as stopped:
+            log.info("%s", stopped)
+            return "stopped"
+        except ImportError as error:
+            return self.fail(task, "UNSUPPORTED_DTYPE", str(error), "")
+        except FLError as error:
+            if not is_settled(error):
+                raise
+            return self.fail(task, error.code or "REFUSED", str(error), "")
+        return self.fail(task, "UNSUPPORTED_KIND", f"this client knows no {kind!r} tasks", "")
+
+    def fail(self, task: Task, code: str, text: str, tail: str) -> str:
+        """Give the task back. If the server has no use for that any more, it is as good."""
+        log.warning("task %s failed: %s: %s", task["id"], code, text)
+        body = {"code": code, "text": text, "log_tail": tail}
+        try:
+            self._transport.json("POST", f"tasks/{task['id']}/failure/", body=body, repeatable=True)
+        except FLError as error:
+            if not is_settled(error):
+                raise
+            log.info("the failure of task %s was not wanted: %s", task["id"], error.detail)
+        return "failed"
+
+    def _train(self, task: Task) -> str:
+        entry = self._journal.get(task["id"])
+        if entry is None:
+            weights = self._weights(task)
+            given = {name: (_shape(value), value.dtype) for name, value in weights.items()}
+            try:
+                result = self._client.fit(
+                    weights, dict(task.get("config") or {}), self._context(task)
+                )
+                update, form = _fitting(result, given), _train_form(task, result)
+                digest = save(self._journal.place(task["id"]), update)
+            except Stopped:
+                raise
+            except Exception as error:  # noqa: BLE001 - the site's own code may raise anything
+                return self._fail_with(task, error)
+            del weights
+            entry = self._journal.put(task["id"], digest, form)
+        else:
+            log.info("sending the finished update of task %s again", task["id"])
+        return self._send(task, entry)
+
+    def _send(self, task: Task, entry: Entry) -> str:
+        path = self._journal.place(task["id"])
+        try:
+            ended = self._deliver(task, task["upload_url"], entry.form, {"model_file": path})
+        except FLError as error:
+            if is_settled(error):
+                self._journal.drop(task["id"])
+            raise
+        self._journal.drop(task["id"])
+        return ended
+
+    def _evaluate(self, task: Task) -> str:
+        weights = self._weights(task)
+        try:
+            result = self._client.evaluate(
+                weights, dict(task.get("config") or {}), self._context(task)
+            )
+            form = _evaluate_form(result)
+        except Stopped:
+            raise
+        except Exception as error:  # noqa: BLE001 - the site's own code may raise anything
+            return self._fail_with(task, error)
+        return self._deliver(task, f"models/{task['model']['id']}/metrics/", form, {})
+
+    def _deliver(
+        self, task: Task, url: str, form: list[tuple[str, str]], files: dict[str, Path]
+    ) -> str:
+        try:
+            self._transport.json(
+                "POST", url, form=form, files=files, repeatable=True, read_timeout=300.0
+            )
+        except Conflict as error:
+            log.info("task %s is over: %s", task["id"], error.detail)
+            return "closed"
+        return "uploaded"
+
+    def _weights(self, task: Task) -> dict[str, Any]:
+        model = task["model"]
+        path = self._journal.folder / "model.safetensors"
+        fetch(self._transport, model["url"], path, accept=SAFETENSORS, sha256=model.get("sha256"))
+        try:
+            return load(path)
+        finally:
+            path.unlink()
+
+    def _context(self, task: Task) -> Context:
+        def report(body: dict[str, Any]) -> dict[str, Any]:
+            try:
+                url = f"tasks/{task['id']}/progress/"
+                answer = self._transport.json("POST", url, body=body, attempts=1)
+            except FLError as error:
+                log.info("progress of task %s was not heard: %s", task["id"], error.detail)
+                return {}
+            return answer if isinstance(answer, dict) else {}
+
+        return Context(task, report)
+
+    def _fail_with(self, task: Task, error: Exception) -> str:
+        log.error("task %s failed in the site's own code", task["id"], exc_info=error)
+        return self.fail(task, "TRAIN_EXCEPTION", *self._client.describe_failure(error))
+
+
+def _train_form(task: Task, result: FitResult) -> list[tuple[str, str]]:
+    form = [("round", str(task["round"])), ("sample_size", str(int(result.num_examples)))]
+    if result.num_steps is not None:
+        form.append(("num_steps", str(int(result.num_steps))))
+    return form + _metric_fields(result.metrics)
+
+
+def _evaluate_form(result: EvaluateResult) -> list[tuple[str, str]]:
+    if not isinstance(result, EvaluateResult):
+        raise TypeError(f"evaluate must return an EvaluateResult, not {type(result).__name__}")
+    return [("sample_size", str(int(result.num_examples))), *_metric_fields(result.metrics)]
+
+
+def _metric_fields(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    fields = []
+    for name, value in metrics.items():
+        fields += [("metric_names", name), ("metric_values", repr(float(value)))]
+    return fields
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(int(n) for n in value.shape)
+
+
+def _fitting(result: FitResult, given: dict[str, tuple[tuple[int, ...], Any]]) -> dict[str, Any]:
+    """The update with the names, shapes and dtypes handed out; `extra.*` tensors pass as they are."""
+    if not isinstance(result, FitResult):
+        raise TypeError(f"fit must return a FitResult, not {type(result).__name__}")
+    extra = {name for name in result.weights if name.startswith("extra.")}
+    if wrong := (set(result.weights) - extra) ^ set(given):
+        raise ValueError(
+            f"fit must return exactly the tensors it was given; differing: {sorted(wrong)}"
+        )
+    update = {}
+    for name, value in result.weights.items():
+        if name not in extra:
+            shape, dtype = given[name]
+            if _shape(value) != shape:
+                raise ValueError(f"{name!r} must keep its shape {shape}, not {_shape(value)}")
+            if not is_torch(value) and not is_torch_dtype(dtype) and value.dtype != dtype:
+                # NumPy computes in float64 unasked; widths may change, kinds may not.
+                value = value.astype(dtype, casting="same_kind")
+        update[name] = value
+    return update
+
+
+def is_torch_dtype(dtype: object) -> bool:
+    return type(dtype).__module__ == "torch"
