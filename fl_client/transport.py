@@ -209,7 +209,8 @@ def _no_answer(error: httpx.TransportError, url: httpx.URL) -> ConnectionFailed:
     never_sent = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
     code = "UNREACHABLE" if never_sent else "INTERRUPTED"
     return ConnectionFailed(
-        0, code, f"{url.host}:{url.port or ''}: {error or type(error).__name__}"
+    where = f"{url.host}:{url.port}" if url.port else url.host
+    return ConnectionFailed(0, code, f"{where}: {str(error) or type(error).__name__}")
     )
 
 

@@ -1,1 +1,19 @@
-"""Django admin; its modules are imported here as soon as fl_server_ai.notifications exists."""
+"""Django admin: one file a subject. Actions and deletions call the services that the API calls.
+
+- `base.py`        what all pages share: read-only history, refusals as messages, links
+- `html.py`        tables and small curves, escaped
+- `people.py`      users and their tokens
+- `weights.py`     global models, their versions, stored files
+- `trainings.py`   trainings and who takes part; `overview.py` draws a training's page
+- `history.py`     rounds, tasks, updates, metrics, events, messages: to read, never to change
+"""
+
+from django.contrib import admin
+
+from fl_server_api.admin import history, people, trainings, weights
+
+__all__ = ["history", "people", "trainings", "weights"]
+
+admin.site.site_header = "FL server"
+admin.site.site_title = "FL server"
+admin.site.index_title = "Trainings, models and people"

@@ -1,0 +1,1 @@
+"""What makes one process a whole server: web threads, one warm child for tensors, a reconciler."""

@@ -1,0 +1,146 @@
+"""Hands trainer events to the warm child, and outlives it."""
+
+import json
+import logging
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from django.db import close_old_connections
+
+from fl_server.settings.env import child_environment
+from fl_server_ai.services.reconciler import event_lease_drop
+
+log = logging.getLogger("fl.server")
+RESPAWN_SECONDS = (0.0, 1.0, 5.0, 15.0)  # before the next child, by deaths in a row
+
+
+class Executor:
+    """One thread, one child, one event at a time; ids that already wait are not queued twice."""
+
+    def __init__(
+        self,
+        *,
+        on_wake: Callable[[list[str]], None],
+        on_hint: Callable[[str, list[int]], None],
+    ) -> None:
+        self._on_wake = on_wake
+        self._on_hint = on_hint
+        self._todo: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._known: set[int] = set()
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._child: subprocess.Popen[str] | None = None
+        # The child's death signal comes when the *thread* that started it ends: this one stays.
+        self._thread = threading.Thread(target=self._run, daemon=True, name="executor")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def child_pid(self) -> int | None:
+        return self._child.pid if self._child else None
+
+    def submit(self, event_id: int) -> None:
+        """Have the event processed soon; an id that waits already is left alone."""
+        with self._lock:
+            if event_id in self._known:
+                return
+            self._known.add(event_id)
+        self._todo.put(event_id)
+
+    def stop(self, seconds: float = 2.0) -> None:
+        """End the child, in the middle of work if it must be: the event's row survives."""
+        self._stopping.set()
+        self._todo.put(None)
+        child = self._child
+        if child is not None and child.stdin is not None:
+            child.stdin.close()
+            try:
+                child.wait(seconds)
+            except subprocess.TimeoutExpired:
+                child.kill()
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        deaths = 0
+        waiting: int | None = None  # an event that is not done, because its child died
+        while not self._stopping.is_set():
+            child = self._spawn()
+            try:
+                self._await(child, "ready")
+                while True:
+                    event_id = self._todo.get() if waiting is None else waiting
+                    if event_id is None:
+                        return
+                    waiting = event_id
+                    self._forget(event_id)
+                    self._tell(child, event_id)
+                    self._await(child, "done")
+                    waiting, deaths = None, 0
+            except ChildDiedError:
+                if self._stopping.is_set():
+                    return
+                code = child.wait()
+                log.error("the aggregation process died (%s); starting another one", _why(code))
+                if waiting is not None:
+                    self._lose(waiting)
+                pause = RESPAWN_SECONDS[min(deaths, len(RESPAWN_SECONDS) - 1)]
+                deaths += 1
+                self._stopping.wait(pause)
+
+    def _spawn(self) -> subprocess.Popen[str]:
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "fl_server.embedded.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=child_environment(),
+            text=True,
+            bufsize=1,
+        )
+        return self._child
+
+    def _tell(self, child: subprocess.Popen[str], event_id: int) -> None:
+        assert child.stdin is not None  # noqa: S101 - it was asked for
+        try:
+            child.stdin.write(json.dumps({"run": event_id}) + "\n")
+            child.stdin.flush()
+        except (OSError, ValueError) as error:
+            raise ChildDiedError from error
+
+    def _await(self, child: subprocess.Popen[str], kind: str) -> None:
+        """Read answers, passing on what is for others, until one of this kind."""
+        assert child.stdout is not None  # noqa: S101 - it was asked for
+        for line in child.stdout:
+            message: dict[str, Any] = json.loads(line)
+            if "wake" in message:
+                self._on_wake(message["wake"])
+            elif "hint" in message:
+                self._on_hint(*message["hint"])
+            elif kind in message:
+                return
+        raise ChildDiedError
+
+    def _forget(self, event_id: int) -> None:
+        with self._lock:
+            self._known.discard(event_id)
+
+    def _lose(self, event_id: int) -> None:
+        try:
+            close_old_connections()
+            event_lease_drop(event_id=event_id)
+        except Exception:  # the lease then expires by itself
+            log.exception("event %s: its lease could not be dropped", event_id)
+        finally:
+            close_old_connections()
+
+
+class ChildDiedError(Exception):
+    """The pipe to the child is broken or at its end."""
+
+
+def _why(code: int) -> str:
+    return f"signal {-code}, out of memory?" if code < 0 else f"exit status {code}"

@@ -1,0 +1,187 @@
+"""What a client is asked to do now: computed from rows at every question, waited for without a connection."""
+
+import time
+from typing import Any
+
+from django.conf import settings
+from django.db import connection, transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from fl_server_ai.notifications import wakeups
+from fl_server_ai.services.rounds import round_advance
+from fl_server_ai.services.training_options import client_config
+from fl_server_core.exceptions import NotFound
+from fl_server_core.lifecycle import (
+    OPEN_PHASES,
+    TERMINAL_TRAINING_STATES,
+    RoundPhase,
+    TaskKind,
+    TaskState,
+    TrainingState,
+)
+from fl_server_core.models import GlobalModel, ModelVersion, Task, Training, User
+from fl_server_core.selectors import tasks_visible_to
+from fl_server_core.services.rounds import current_round, round_tally, task_fail
+from fl_server_core.services.trainings import training_locked
+
+RETRY_AFTER = 2.0  # seconds
+MAX_LOG_TAIL = 3_000
+ASKING = Q(kind=TaskKind.TRAIN, round__phase__in=list(OPEN_PHASES)) | Q(
+    kind=TaskKind.EVALUATE, round__phase=RoundPhase.TESTING
+)
+
+
+def task_next(*, user: User) -> dict[str, Any]:
+    """A task, or what is waited for, or that all is done. Asking again gives the same task."""
+    task = (
+        tasks_visible_to(user)
+        .filter(ASKING, state=TaskState.OPEN, round__training__state=TrainingState.ONGOING)
+        .order_by("created_at", "id")
+        .first()
+    )
+    if task is not None:
+        if task.fetched_at is None:
+            Task.objects.filter(pk=task.pk, fetched_at=None).update(fetched_at=timezone.now())
+        return {"state": "task", "task": _task(task)}
+    return _nothing_to_do(user)
+
+
+def _weights(model: GlobalModel, version: ModelVersion) -> dict[str, Any]:
+    return {
+        "id": str(model.pk),
+        "version": version.number,
+        "url": f"/api/models/{model.pk}/?version={version.number}",
+        "sha256": version.blob.digest,
+        "bytes": version.blob.size,
+        "container": model.container,
+    }
+
+
+def _task(task: Task) -> dict[str, Any]:
+    training = task.round.training
+    model = training.model
+    verb = "" if task.kind == TaskKind.TRAIN else "metrics/"
+    return {
+        "id": str(task.pk),
+        "kind": task.kind,
+        "training": str(training.pk),
+        "round": task.number,
+        "model": _weights(model, model.weights),
+        "upload_url": f"/api/models/{model.pk}/{verb}",
+        "config": {
+            **client_config(training),
+            "round": task.number,
+            "rounds": training.target_num_updates,
+        },
+        "created_at": task.created_at.isoformat(),
+        "deadline": task.round.deadline.isoformat() if task.round.deadline else None,
+    }
+
+
+def _nothing_to_do(user: User) -> dict[str, Any]:
+    trainings = list(
+        Training.objects.filter(memberships__user=user)
+        .select_related("model__current_version__blob")
+        .order_by("-finished_at", "-created_at")
+    )
+    if not trainings:
+        return _wait("you are not in any training yet")
+    mine = set(
+        Training.objects.filter(memberships__user=user, memberships__removed_at=None).values_list(
+            "pk", flat=True
+        )
+    )
+    for training in trainings:
+        if training.pk in mine and training.state not in TERMINAL_TRAINING_STATES:
+            return _wait(_reason(training))
+    return _done(trainings[0], removed=trainings[0].pk not in mine)
+
+
+def _wait(reason: str) -> dict[str, Any]:
+    return {"state": "wait", "retry_after": RETRY_AFTER, "reason": reason}
+
+
+def _done(training: Training, *, removed: bool) -> dict[str, Any]:
+    return {
+        "state": "done",
+        "final_model": _weights(training.model, training.model.weights),
+        "training": str(training.pk),
+        "training_state": training.state,
+        "reason": "you were taken out of the training" if removed else training.reason,
+    }
+
+
+def _reason(training: Training) -> str:
+    if training.state == TrainingState.INITIAL:
+        return f"training {training.pk} has not started yet"
+    round = current_round(training)
+    if round is None:
+        return f"training {training.pk} has no round yet"
+    if round.phase in OPEN_PHASES:
+        tally = round_tally(round, TaskKind.TRAIN)
+        return (
+            f"round {round.number} waits for others: {tally.done} of {tally.total} updates are in"
+        )
+    if round.phase == RoundPhase.TESTING:
+        tally = round_tally(round, TaskKind.EVALUATE)
+        return f"the test waits for others: {tally.done} of {tally.total} answers are in"
+    return f"round {round.number} is being aggregated"
+
+
+def task_wait(*, user: User, seconds: float) -> dict[str, Any]:
+    """The same, but a "wait" is held back up to `seconds` for something better to say.
+
+    No database connection is held meanwhile. What changes between looking and waiting is not missed.
+    """
+    deadline = time.monotonic() + min(max(seconds, 0.0), settings.FL_POLL_SECONDS)
+    while True:
+        seen = wakeups.generation(str(user.pk))
+        with wakeups.gate:
+            answer = task_next(user=user)
+            if not connection.in_atomic_block:
+                connection.close()
+        left = deadline - time.monotonic()
+        if answer["state"] != "wait" or left <= 0:
+            return answer
+        wakeups.wait(str(user.pk), seen, left)
+
+
+def task_progress(
+    *,
+    task: Task,
+    user: User,
+    step: int | None = None,
+    of: int | None = None,
+    metrics: dict[str, float] | None = None,
+    timings: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    """Note how far a client is; tells it to stop when nobody waits for its answer any more."""
+    _own(task, user)
+    progress = {"step": step, "of": of, "metrics": metrics or {}, "timings": timings or {}}
+    Task.objects.filter(pk=task.pk, state=TaskState.OPEN).update(
+        progress=progress, progress_at=timezone.now()
+    )
+    task.refresh_from_db()
+    running = task.round.training.state == TrainingState.ONGOING and task.state == TaskState.OPEN
+    deadline = task.round.deadline
+    return {
+        "command": None if running else "stop",
+        "deadline": deadline.isoformat() if deadline else None,
+    }
+
+
+@transaction.atomic
+def task_failure(*, task: Task, user: User, code: str, text: str, log_tail: str = "") -> None:
+    """End a client's part in a round because it says that it failed; the round goes on without it."""
+    _own(task, user)
+    training = training_locked(task.round.training_id)
+    task = Task.objects.select_related("round").get(pk=task.pk)
+    said = f"{text}\n{log_tail[-MAX_LOG_TAIL:]}".strip()
+    task_fail(task=task, code=code, text=said)
+    round_advance(training_id=training.pk)
+
+
+def _own(task: Task, user: User) -> None:
+    if task.user_id != user.pk:
+        raise NotFound(f"no task {task.pk}")
