@@ -6,6 +6,8 @@ from pathlib import Path
 
 import httpx
 
+from fl_client.errors import FLError
+
 
 class Address:
     """A server's base URL; a trailing `/api` or `/api/v1` is allowed and means the same."""
@@ -23,7 +25,13 @@ class Address:
 
     def resolve(self, url: str) -> httpx.URL:
         """`trainings/` below the API, `/api/...` below the origin, a full URL as it is."""
-        return self.api.join(url)
+        try:
+            target = self.api.join(url)
+        except httpx.InvalidURL:
+            target = None
+        if target is None or target.scheme not in ("http", "https") or not target.host:
+            raise FLError(0, "BAD_URL", f"{url!r} is no address to ask")
+        return target
 
     def owns(self, url: httpx.URL) -> bool:
         """Whether credentials may travel to this URL."""

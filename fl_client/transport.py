@@ -208,10 +208,8 @@ def _no_answer(error: httpx.TransportError, url: httpx.URL) -> ConnectionFailed:
         cause = cause.__cause__ or cause.__context__
     never_sent = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
     code = "UNREACHABLE" if never_sent else "INTERRUPTED"
-    return ConnectionFailed(
     where = f"{url.host}:{url.port}" if url.port else url.host
     return ConnectionFailed(0, code, f"{where}: {str(error) or type(error).__name__}")
-    )
 
 
 def _worth_repeating(error: FLError, repeatable: bool) -> bool:

@@ -98,7 +98,7 @@ class Receiver:
         self._server = ThreadingHTTPServer(where, Handler)
         self._server.daemon_threads = True
         self._server.block_on_close = False
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)
 
     @property
     def address(self) -> tuple[str, int]:

@@ -85,7 +85,7 @@ class Executor:
                 if self._stopping.is_set():
                     return
                 code = child.wait()
-                log.error("the aggregation process died (%s); starting another one", _why(code))
+                log.warning("the aggregation process died (%s); starting another one", _why(code))
                 if waiting is not None:
                     self._lose(waiting)
                 pause = RESPAWN_SECONDS[min(deaths, len(RESPAWN_SECONDS) - 1)]

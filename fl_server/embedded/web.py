@@ -12,7 +12,7 @@ from cheroot.ssl.builtin import BuiltinSSLAdapter
 from fl_server.embedded.tls import Certificates
 
 log = logging.getLogger("fl.server")
-STOP_SECONDS = 2.0
+STOP_SECONDS = 2
 STALLED_SECONDS = 30  # of silence within a request, and between two of a kept connection
 
 
@@ -44,7 +44,7 @@ class Connection(wsgi.Server.ConnectionClass):  # type: ignore[misc]
         return bool(super().communicate())
 
 
-class Web(wsgi.Server):  # type: ignore[misc]
+class Web(wsgi.Server):
     """Serves `app` in a thread of its own until `stop()`."""
 
     ConnectionClass = Connection
@@ -86,8 +86,6 @@ class Web(wsgi.Server):  # type: ignore[misc]
         stopping.start()
         stopping.join(2 * STOP_SECONDS)
 
-    def error_log(self, msg: str = "", level: int = 20, traceback: bool = False) -> None:  # noqa: FBT001, FBT002
+    def error_log(self, msg: str = "", level: int = 20, traceback: bool = False) -> None:
         """To the log instead of stderr; a client that hangs up is no news."""
         log.log(level if level >= logging.WARNING else logging.DEBUG, msg, exc_info=traceback)
-
-

@@ -81,7 +81,7 @@ def sqlite(path: Path) -> dict[str, object]:
 
 DATABASES: dict[str, object] = {
     "default": (
-        dj_database_url.parse(_DATABASE_URL, conn_max_age=60, conn_health_checks=True)
+        dj_database_url.parse(_DATABASE_URL)  # not kept: hundreds of threads, one each
         if _DATABASE_URL
         else sqlite(FL_DATA_DIR / "db.sqlite3")
     )
@@ -100,7 +100,10 @@ AUTH_PASSWORD_VALIDATORS = [
     )
 ]
 FL_OPEN_REGISTRATION = env_bool(
-    "FL_OPEN_REGISTRATION", False, "1 lets anyone register a plain user."
+    "FL_OPEN_REGISTRATION", default=False, about="1 lets anyone register a plain user."
+)
+FL_ADMIN_PASSWORD = env(
+    "FL_ADMIN_PASSWORD", None, "Password of the first admin; made up and shown once otherwise."
 )
 FL_TOKEN_DAYS = env_int("FL_TOKEN_DAYS", 365, "Days until a new token expires; 0 = never.")
 
@@ -137,6 +140,7 @@ STORAGES = {
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
     "weights": _WEIGHTS,
 }
+FILE_UPLOAD_HANDLERS = ["fl_server_api.uploads.StagingUploadHandler"]
 DATA_UPLOAD_MAX_MEMORY_SIZE = 4 * 2**20
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 5_000
 
@@ -159,11 +163,18 @@ CELERY_RESULT_BACKEND = None
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = True
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False  # LOGGING below is meant
+CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = (
+    False  # the row is ours, not the message
+)
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None  # a worker waits for its broker as long as it takes
 CELERY_BROKER_TRANSPORT_OPTIONS = {
     "socket_timeout": 5,
     "socket_connect_timeout": 1,
     "max_retries": 0,
+    # Redelivery of what isn't acknowledged. Early is harmless: the second worker finds no row to claim.
+    "visibility_timeout": 3_600,
 }
 CELERY_TASK_DEFAULT_QUEUE = "default"
 CELERY_TASK_ROUTES = {"fl_server_ai.trainer.tasks.process_trainer_task": {"queue": "aggregation"}}
@@ -178,9 +189,13 @@ CELERY_BEAT_SCHEDULE = {
 # --- webhooks ---------------------------------------------------------------------------------
 
 FL_WEBHOOK_ALLOW_PRIVATE = env_bool(
-    "FL_WEBHOOK_ALLOW_PRIVATE", False, "1 allows webhooks to loopback and private addresses."
+    "FL_WEBHOOK_ALLOW_PRIVATE",
+    default=False,
+    about="1 allows webhooks to loopback and private addresses.",
 )
 FL_WEBHOOK_ATTEMPTS = env_int("FL_WEBHOOK_ATTEMPTS", 8, "Attempts at an unreachable webhook.")
+FL_WEBHOOK_CONNECT_SECONDS = 5.0
+FL_WEBHOOK_READ_SECONDS = 10.0
 
 # --- API --------------------------------------------------------------------------------------
 
@@ -194,6 +209,7 @@ REST_FRAMEWORK = {
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "fl_server_api.negotiation.LenientNegotiation",
     "EXCEPTION_HANDLER": "fl_server_api.errors.handle",
     "URL_FORMAT_OVERRIDE": None,
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
@@ -208,6 +224,15 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "REDOC_DIST": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
+    "ENUM_NAME_OVERRIDES": {
+        "ModelTypeEnum": "fl_server_core.models.weights.ModelType",
+        "TrainingStateEnum": "fl_server_core.lifecycle.TrainingState",
+        "TaskStateEnum": "fl_server_core.lifecycle.TaskState",
+        "TaskKindEnum": "fl_server_core.lifecycle.TaskKind",
+        "UpdateStateEnum": "fl_server_core.lifecycle.UpdateState",
+        "AnswerStateEnum": [("task", "task"), ("wait", "wait"), ("done", "done")],
+    },
+    "PREPROCESSING_HOOKS": ["fl_server_api.urls_v1.without_v1"],
 }
 
 # --- the rest ---------------------------------------------------------------------------------
@@ -221,6 +246,7 @@ WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = False
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 X_FRAME_OPTIONS = "DENY"
+_WARNING = {"level": "WARNING"}
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -228,7 +254,11 @@ LOGGING = {
         "line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"},
     },
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": "WARNING"},
     "loggers": {
+        "celery": {"level": "INFO"},
+        # Three lines for every sweep say nothing; what fails is a warning.
+        **dict.fromkeys(("celery.beat", "celery.app.trace", "celery.worker.strategy"), _WARNING),
         "fl": {
             "handlers": ["stderr"],
             "level": env("FL_LOG_LEVEL", "INFO", "Level of the loggers fl.server and fl.celery."),

@@ -1,5 +1,7 @@
 """`manage.py serve`: SQLite, an executor in the process, everything under FL_DATA_DIR."""
 
+import contextlib
+import os
 import secrets
 
 from fl_server.settings.base import *
@@ -8,13 +10,20 @@ from fl_server.settings.env import env
 FL_EXECUTOR = "embedded"
 
 
+FL_DATA_DIR.mkdir(parents=True, exist_ok=True, mode=0o700)
+STATIC_ROOT.mkdir(exist_ok=True)  # whitenoise warns where there is none
+
+
 def _own_secret() -> str:
     """Made once and kept under FL_DATA_DIR, readable by its owner only."""
     path = FL_DATA_DIR / "secret_key"
     if not path.exists():
-        FL_DATA_DIR.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_urlsafe(50), encoding="utf-8")
+        new = path.with_name(f"secret_key.{os.getpid()}")
+        new.touch(mode=0o600)
+        new.write_text(secrets.token_urlsafe(50), encoding="utf-8")
+        with contextlib.suppress(FileExistsError):  # another process was first; its key counts
+            path.hardlink_to(new)
+        new.unlink()
     return path.read_text(encoding="utf-8").strip()
 
 

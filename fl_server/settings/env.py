@@ -1,6 +1,7 @@
 """Reads environment variables, remembers what each is for, and takes secrets from files."""
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -48,6 +49,11 @@ def env_list(name: str, default: str, about: str) -> list[str]:
     """Values separated by commas or new lines; blanks are dropped."""
     parts = env(name, default, about).replace("\n", ",").split(",")
     return [part.strip() for part in parts if part.strip()]
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment for a child: it imports from, and is configured by, the same."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 def required(name: str, about: str) -> str:

@@ -8,7 +8,9 @@ SECRET_KEY_FALLBACKS = env_list("FL_SECRET_KEY_FALLBACKS", "", "Former keys, whi
 required("FL_DATABASE_URL", "postgres://user:password@host/name")
 
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
-SECURE_SSL_REDIRECT = env_bool("FL_SSL_REDIRECT", True, "Redirect plain HTTP to HTTPS.")
+SECURE_SSL_REDIRECT = env_bool(
+    "FL_SSL_REDIRECT", default=True, about="Redirect plain HTTP to HTTPS."
+)
 SECURE_HSTS_SECONDS = 31_536_000
 SECURE_HSTS_INCLUDE_SUBDOMAINS = True
 SECURE_HSTS_PRELOAD = True

@@ -10,6 +10,7 @@ FL_DATA_DIR = Path(tempfile.mkdtemp(prefix="fl-test-"))
 FL_EXECUTOR = "none"
 FL_STAGING_DIR = FL_DATA_DIR / "staging"
 STATIC_ROOT = FL_DATA_DIR / "static"
+STATIC_ROOT.mkdir()  # whitenoise warns where there is none
 STORAGES["weights"] = {
     "BACKEND": "fl_server_core.storage.DurableStorage",
     "OPTIONS": {"location": FL_DATA_DIR / "weights"},

@@ -310,6 +310,18 @@ def test_credentials_never_reach_another_origin(
         assert server.failures[0]["code"] == "FOREIGN_ORIGIN"
 
 
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "http://host:port/", "https:///api/"])
+def test_an_address_that_makes_no_sense_fails_the_task_only(
+    server: FakeServer, site: Site, tmp_path: Path, url: str
+) -> None:
+    model = server.add_task()["model"] | {"url": url}
+    server.tasks[0]["model"] = model
+
+    assert run(site, server, tmp_path) == {"id": "m"}
+
+    assert server.failures[0]["code"] == "BAD_URL"
+
+
 def test_a_revoked_token_ends_the_loop(server: FakeServer, site: Site, tmp_path: Path) -> None:
     server.faults["/api/tasks/"] = [refusal(401, "AUTHENTICATION_FAILED")]
 

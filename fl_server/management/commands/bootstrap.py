@@ -6,7 +6,7 @@ from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand
 
-from fl_server.setup import ensure_admin, migrate
+from fl_server.bootstrap import ensure_admin, migrate
 
 
 class Command(BaseCommand):

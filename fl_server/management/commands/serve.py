@@ -1,5 +1,6 @@
 """`manage.py serve`: the whole server in one process, plus one child for tensors."""
 
+import os
 import signal
 import threading
 from typing import Any
@@ -8,12 +9,12 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.core.wsgi import get_wsgi_application
 
+from fl_server.bootstrap import ensure_admin, migrate
 from fl_server.embedded.background import notifier, reconciler
 from fl_server.embedded.executor import Executor
 from fl_server.embedded.lock import DataDirBusy, DataDirLock
 from fl_server.embedded.tls import Certificates, certificates
 from fl_server.embedded.web import Web
-from fl_server.setup import ensure_admin, migrate
 from fl_server_ai.dispatch import PROCESS, register_sender
 from fl_server_ai.notifications import wakeups
 
@@ -51,10 +52,14 @@ class Command(BaseCommand):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         self._prepare()
+        settings.ALLOWED_HOSTS.append(f"[{host}]" if ":" in host else host)
         tls = certificates(settings.FL_DATA_DIR / "tls", host) if options["self_signed"] else None
+        settings.SESSION_COOKIE_SECURE = settings.CSRF_COOKIE_SECURE = tls is not None
         self._serve(host, port, options["threads"], tls, stop)
         lock.release()
         self.stdout.write("Stopped.")
+        self.stdout.flush()
+        os._exit(0)  # threads that hold a long-poll would be waited for; what counts is committed
 
     def _prepare(self) -> None:
         if applied := migrate():
@@ -63,7 +68,9 @@ class Command(BaseCommand):
             shown = admin.password or "as in FL_ADMIN_PASSWORD"
             self.stdout.write(f"Made the user {admin.username!r}, password: {shown}")
             if admin.password:
-                self.stdout.write("It is shown only now; `manage.py changepassword admin` sets another.")
+                self.stdout.write(
+                    "It is shown only now; `manage.py changepassword admin` sets another."
+                )
 
     def _serve(
         self, host: str, port: int, threads: int, tls: Certificates | None, stop: threading.Event
@@ -76,7 +83,7 @@ class Command(BaseCommand):
             else:
                 delivering.hint()
 
-        executor = Executor(on_wake=wakeups.wake_users, on_hint=send)
+        executor = Executor(on_wake=wakeups.wake, on_hint=send)
         register_sender("embedded", send)
         web = Web((host, port), get_wsgi_application(), threads=threads, tls=tls)
         try:
@@ -89,7 +96,6 @@ class Command(BaseCommand):
         self._announce(host, web.bind_addr[1], tls)
         stop.wait()
         self.stdout.write("Stopping ...")
-        wakeups.wake_all()
         web.close()
         sweeping.stop()
         delivering.stop()

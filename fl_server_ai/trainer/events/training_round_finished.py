@@ -2,6 +2,8 @@
 
 import logging
 
+from django.utils import timezone
+
 from fl_server_ai.services.training_options import TrainerOptions
 from fl_server_ai.trainer.events.base import ModelTrainerEvent
 from fl_server_ai.trainer.publishing import aggregate_round
@@ -52,5 +54,5 @@ class TrainingRoundFinished(ModelTrainerEvent):
             target=self.training.target_num_updates,
         )
         if step == ROUND:
-            move(round, RoundPhase.DONE, finished_at=round.result_version.created_at)
+            move(round, RoundPhase.DONE, finished_at=timezone.now())
         getattr(self.trainer, step)()

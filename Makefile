@@ -1,0 +1,64 @@
+# `make help` lists what there is. VENV=path uses another virtual environment.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PYTHON ?= python3
+PG_TESTS := tests/core tests/ai tests/api tests/system/test_concurrency.py
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo serve check test test-sqlite test-postgres test-heavy bench docs fix clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+
+# Only our own .venv is made here; one that was given with VENV= is used as it is.
+.venv/stamp: pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch .venv/stamp
+
+ifeq ($(VENV),.venv)
+venv: .venv/stamp
+else
+venv: $(PY)
+endif
+
+demo: venv ## train on this laptop: a server and its clients, a minute or two
+	$(PY) -m demo
+
+serve: venv ## the embedded server on http://127.0.0.1:8000, state in ./data
+	$(PY) manage.py serve
+
+check: venv ## everything but tests: style, types, imports, migrations, API schema, docs
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+	DJANGO_SETTINGS_MODULE=fl_server.settings.test $(PY) manage.py makemigrations --check --dry-run
+	DJANGO_SETTINGS_MODULE=fl_server.settings.test $(PY) manage.py spectacular --validate --fail-on-warn --file /dev/null
+	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+test: test-postgres test-sqlite ## all tests, on PostgreSQL and then on SQLite with the system tests
+
+test-sqlite: venv
+	$(PY) -m pytest
+
+test-postgres: venv ## what depends on the database, on PostgreSQL
+	FL_TEST_DB=postgres $(PY) -m pytest $(PG_TESTS)
+
+test-heavy: venv ## minutes and gigabytes, and a GPU where there is one
+	$(PY) -m pytest -m "heavy or gpu"
+
+bench: venv ## what the documentation claims about speed and memory
+	for file in benchmarks/*.py; do $(PY) $$file || exit 1; done
+
+docs: venv ## HTML in docs/_build/html
+	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+fix: venv ## format, and repair what can be repaired
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean: ## remove what was built or cached; data stays
+	rm -rf .venv build dist docs/_build docs/reference/_generated
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,134 @@
+"""The one place that turns refusals into status codes."""
+
+import logging
+from typing import Any
+
+from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
+from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
+from django.http import Http404, HttpRequest, JsonResponse
+from rest_framework import exceptions
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import set_rollback
+
+from fl_server_api.draining import drain
+from fl_server_core import exceptions as domain
+
+log = logging.getLogger("fl.server")
+STATUS: dict[type[domain.DomainError], int] = {
+    domain.Invalid: 400,
+    domain.NotPermitted: 403,
+    domain.NotFound: 404,
+    domain.Conflict: 409,
+    domain.TooLarge: 413,
+    domain.UnknownContainer: 415,
+    domain.Unusable: 422,
+    domain.OutOfSpace: 507,
+}
+CODES = {
+    400: "INVALID",
+    401: "NOT_AUTHENTICATED",
+    403: "NOT_PERMITTED",
+    404: "NOT_FOUND",
+    405: "METHOD_NOT_ALLOWED",
+    406: "NOT_ACCEPTABLE",
+    415: "UNSUPPORTED_MEDIA_TYPE",
+    429: "THROTTLED",
+}
+
+
+class UpgradeRequired(exceptions.APIException):
+    """The client speaks a protocol that is no longer served."""
+
+    status_code = 426
+    default_code = "UPGRADE_REQUIRED"
+
+
+def handle(error: Exception, context: dict[str, Any]) -> Response | None:
+    """DRF's exception handler: every refusal as `{detail, code, errors?, request_id, ...}`."""
+    request: Request | None = context.get("request")
+    answer = _answer(error)
+    if answer is None:
+        return None  # a bug: Django logs it, and `server_error` answers
+    status, body, headers = answer
+    set_rollback()
+    if request is not None:
+        body["request_id"] = request._request.META.get("fl.request_id", "")
+        drain(request._request)
+    return Response(body, status=status, headers=headers)
+
+
+def _answer(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]] | None:
+    if isinstance(error, domain.DomainError):
+        status = next(s for kind, s in STATUS.items() if isinstance(error, kind))
+        return status, {"detail": error.detail, "code": error.error_code, **error.data}, {}
+    if isinstance(error, RequestDataTooBig):
+        return 413, {"detail": "the request is too large", "code": "TOO_LARGE"}, {}
+    if isinstance(error, SuspiciousOperation):
+        return 400, {"detail": "the request has too many parts", "code": "TOO_MANY_FIELDS"}, {}
+    if isinstance(error, Http404):
+        error = exceptions.NotFound()
+    elif isinstance(error, DjangoPermissionDenied):
+        error = exceptions.PermissionDenied()
+    if isinstance(error, exceptions.ValidationError):
+        return 400, _validation(error), {}
+    if isinstance(error, exceptions.APIException):
+        return _api(error)
+    return None
+
+
+def _api(error: exceptions.APIException) -> tuple[int, dict[str, Any], dict[str, str]]:
+    headers = {}
+    if getattr(error, "auth_header", None):
+        headers["WWW-Authenticate"] = error.auth_header  # type: ignore[attr-defined]
+    if getattr(error, "wait", None):
+        headers["Retry-After"] = str(int(error.wait))  # type: ignore[attr-defined]
+    code = error.get_codes()
+    own = isinstance(code, str) and code.isupper()
+    body = {
+        "detail": str(error.detail),
+        "code": code if own else CODES.get(error.status_code, "ERROR"),
+    }
+    return error.status_code, body, headers
+
+
+def _validation(error: exceptions.ValidationError) -> dict[str, Any]:
+    errors: list[dict[str, str]] = []
+    _collect(error.get_full_details(), "", errors)
+    said = "; ".join(f"{e['pointer'] or '/'}: {e['detail']}" for e in errors[:3])
+    return {"detail": said[:1000], "code": "INVALID", "errors": errors[:100]}
+
+
+def _collect(details: Any, pointer: str, errors: list[dict[str, str]]) -> None:
+    if isinstance(details, dict) and details.keys() == {"message", "code"}:
+        errors.append(
+            {"pointer": pointer, "code": str(details["code"]), "detail": str(details["message"])}
+        )
+    elif isinstance(details, dict):
+        for key, value in details.items():
+            own = "" if key == "non_field_errors" else f"/{key}"
+            _collect(value, pointer + own, errors)
+    elif isinstance(details, list):
+        for value in details:
+            _collect(value, pointer, errors)
+
+
+def not_found(request: HttpRequest, exception: Exception | None = None) -> JsonResponse:
+    """For paths that no route has."""
+    return _plain(request, 404, "NOT_FOUND", "there is nothing at this address")
+
+
+def bad_request(request: HttpRequest, exception: Exception | None = None) -> JsonResponse:
+    """For requests that Django itself refuses."""
+    return _plain(request, 400, "INVALID", "this request can't be understood")
+
+
+def server_error(request: HttpRequest) -> JsonResponse:
+    """For bugs: says nothing about them but the id to look for in the log."""
+    return _plain(request, 500, "SERVER_ERROR", "the server failed; its log knows this request_id")
+
+
+def _plain(request: HttpRequest, status: int, code: str, detail: str) -> JsonResponse:
+    request_id = request.META.get("fl.request_id", "")
+    body = {"detail": detail, "code": code, "request_id": request_id}
+    return JsonResponse(body, status=status)

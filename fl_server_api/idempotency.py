@@ -1,0 +1,68 @@
+"""`Idempotency-Key`: the same request again gets the same answer, and nothing is created twice."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from django.db import IntegrityError, transaction
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from fl_server_api.uploads import StagedFile
+from fl_server_core.exceptions import Conflict, Invalid
+from fl_server_core.models import IdempotencyKey, User
+
+MAX_KEY = 200
+
+
+def create_once(
+    request: Request, act: Callable[[], Mapping[str, Any]], *, secret: frozenset[str] = frozenset()
+) -> Response:
+    """Answer 201 with what `act` creates. With a key, `act` and the memory of it commit together.
+
+    The same key with another body is a `Conflict`. Fields in `secret` are given once and not remembered.
+    """
+    key = request.headers.get("Idempotency-Key", "")
+    if not key:
+        return Response(act(), status=201)
+    if len(key) > MAX_KEY or not key.isprintable():
+        raise Invalid(
+            f"an Idempotency-Key has at most {MAX_KEY} visible characters", code="BAD_KEY"
+        )
+    user = request.user if isinstance(request.user, User) else None
+    path = request.path.replace("/api/v1/", "/api/", 1)
+    scope = f"{request.method} {path} {user.pk if user else '-'}"[:200]
+    digest = _body_digest(request)
+    with transaction.atomic():
+        try:
+            with transaction.atomic():
+                row = IdempotencyKey.objects.create(
+                    user=user, scope=scope, key=key, body_digest=digest, status=201, answer={}
+                )
+        except IntegrityError:
+            return _again(IdempotencyKey.objects.get(scope=scope, key=key), digest)
+        answer = dict(act())
+        row.answer = json.loads(
+            json.dumps({k: v for k, v in answer.items() if k not in secret}, default=str)
+        )
+        row.save(update_fields=["answer"])
+    return Response(answer, status=201)
+
+
+def _again(row: IdempotencyKey, digest: str) -> Response:
+    if row.body_digest != digest:
+        raise Conflict(
+            "this Idempotency-Key was used with another body; use a new one",
+            code="IDEMPOTENCY_MISMATCH",
+        )
+    return Response(row.answer, status=row.status)
+
+
+def _body_digest(request: Request) -> str:
+    data = request.data
+    fields = dict(data.lists()) if hasattr(data, "lists") else data
+    text = json.dumps(
+        fields, sort_keys=True, default=lambda v: v.sha256 if isinstance(v, StagedFile) else str(v)
+    )
+    return hashlib.sha256(text.encode()).hexdigest()

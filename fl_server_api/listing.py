@@ -1,0 +1,84 @@
+"""Lists: plain arrays, pages on request, filters and ordering by query parameters."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db.models import Model, QuerySet
+from drf_spectacular.utils import OpenApiParameter
+from rest_framework.pagination import PageNumberPagination
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.serializers import BaseSerializer
+
+from fl_server_core.exceptions import Invalid
+
+
+class Pages(PageNumberPagination):
+    """Only used when `page` or `page_size` is given."""
+
+    page_size = 100
+    page_size_query_param = "page_size"
+    max_page_size = 1000
+
+
+PAGING = [
+    OpenApiParameter("page", int, description="Answer in pages: `count next previous results`."),
+    OpenApiParameter("page_size", int, description="Rows on a page, at most 1000."),
+]
+
+
+def parameters(filters: Mapping[str, str], ordering: Sequence[str] = ()) -> list[OpenApiParameter]:
+    """What `listed` takes, for the OpenAPI document."""
+    own = [OpenApiParameter(name, str) for name in filters]
+    if ordering:
+        about = f"One of {', '.join(ordering)}; with a minus for descending."
+        own.append(OpenApiParameter("ordering", str, description=about))
+    return [*PAGING, *own]
+
+
+def listed(
+    request: Request,
+    rows: QuerySet[Any, Any],
+    serializer: type[BaseSerializer[Any]],
+    *,
+    filters: Mapping[str, str] | None = None,
+    ordering: Sequence[str] = (),
+) -> Response:
+    """Filter, order and answer. An unknown value finds nothing; an unknown ordering is refused."""
+    for name, lookup in (filters or {}).items():
+        if name in request.query_params:
+            rows = _filtered(rows, lookup, request.query_params[name])
+    order = request.query_params.get("ordering")
+    if ordering and order:
+        if order.removeprefix("-") not in ordering:
+            raise Invalid(f"ordering is one of {', '.join(ordering)}", code="BAD_ORDERING")
+        rows = rows.order_by(order, "pk")
+    context = {"request": request}
+    if request.query_params.keys() & {"page", "page_size"}:
+        pages = Pages()
+        page = pages.paginate_queryset(rows, request)
+        return pages.get_paginated_response(serializer(page, many=True, context=context).data)
+    return Response(serializer(rows, many=True, context=context).data)
+
+
+def _filtered(rows: QuerySet[Any, Any], lookup: str, value: str) -> QuerySet[Any, Any]:
+    model: type[Model] = rows.model
+    field: Any = model._meta.get_field(lookup.split("__")[0])
+    kind = (
+        field.target_field.get_internal_type() if field.is_relation else field.get_internal_type()
+    )
+    try:
+        wanted: Any = value
+        if kind == "UUIDField":
+            wanted = uuid.UUID(value)
+        elif "Integer" in kind:
+            wanted = int(value)
+            if not 0 <= wanted < 2**31:
+                return rows.none()
+        elif "\x00" in value:
+            return rows.none()
+        return rows.filter(**{lookup: wanted})
+    except (ValueError, ValidationError):
+        return rows.none()

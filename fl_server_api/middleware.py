@@ -1,0 +1,24 @@
+"""Gives every request an id, which logs, errors and the `X-Request-ID` header share."""
+
+import re
+import uuid
+from collections.abc import Callable
+
+from django.http import HttpRequest, HttpResponseBase
+
+SANE = re.compile(r"[A-Za-z0-9._-]{8,64}")
+
+
+class RequestIdMiddleware:
+    """Takes over a sane id from a proxy or client, else makes one."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        given = request.headers.get("X-Request-ID", "")
+        request_id = given if SANE.fullmatch(given) else uuid.uuid4().hex
+        request.META["fl.request_id"] = request_id
+        response = self.get_response(request)
+        response["X-Request-ID"] = request_id
+        return response

@@ -1,0 +1,149 @@
+"""Global and local models, updates and metrics. Bytes never appear in JSON."""
+
+import base64
+from typing import Any
+
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+
+from fl_server_api.serializers.common import Input, Text
+from fl_server_core.models import GlobalModel, LocalModel, Metric, ModelVersion
+
+MAX_INT = 2**31 - 1
+
+
+class FreeDimension(serializers.IntegerField):
+    """A size, or `None`/`null` for a dimension that is free."""
+
+    def to_internal_value(self, data: Any) -> int | None:  # type: ignore[override]
+        if data is None or str(data).strip().lower() in {"none", "null", ""}:
+            return None
+        return super().to_internal_value(data)
+
+
+class ModelInput(Input):
+    name = Text(max_length=256)
+    description = Text(allow_blank=True, max_length=10_000)
+    type = serializers.ChoiceField(["GLOBAL", "SWAG", "MEAN"], default="GLOBAL")
+    round = serializers.IntegerField(default=0, min_value=0, max_value=MAX_INT)
+    input_shape = serializers.ListField(
+        child=FreeDimension(min_value=1, max_value=MAX_INT, allow_null=True),
+        required=False,
+        max_length=16,
+    )
+    model_file = serializers.FileField(required=False, allow_empty_file=True)
+    model_preprocessing_file = serializers.FileField(required=False, allow_empty_file=True)
+    models = serializers.ListField(child=serializers.UUIDField(), required=False)
+
+
+class ModelCreated(serializers.Serializer[Any]):
+    detail = serializers.CharField()
+    model_id = serializers.UUIDField()
+
+
+class GlobalModelOutput(serializers.ModelSerializer[GlobalModel]):
+    has_preprocessing = serializers.SerializerMethodField()
+    input_shape = serializers.ListField(
+        child=serializers.IntegerField(allow_null=True), allow_null=True
+    )
+    version = serializers.IntegerField(source="weights.number")
+    sha256 = serializers.CharField(source="weights.blob.digest")
+    size = serializers.IntegerField(source="weights.blob.size")
+
+    class Meta:
+        model = GlobalModel
+        fields = [
+            "id", "owner", "round", "name", "description", "type", "input_shape", "container",
+            "has_preprocessing", "version", "sha256", "size", "created_at",
+        ]  # fmt: skip
+
+    def get_has_preprocessing(self, model: GlobalModel) -> bool:
+        return model.preprocessing_id is not None
+
+
+class LocalModelOutput(serializers.ModelSerializer[LocalModel]):
+    round = serializers.IntegerField(source="round.number")
+    base_model = serializers.UUIDField(source="training.model_id")
+    sha256 = serializers.CharField(source="digest")
+
+    class Meta:
+        model = LocalModel
+        fields = [
+            "id", "owner", "round", "base_model", "sample_size", "state", "sha256", "size",
+            "created_at",
+        ]  # fmt: skip
+
+
+class MetadataOutput(GlobalModelOutput):
+    """`stats` is null where the model's program is not known."""
+
+    stats = serializers.JSONField(allow_null=True)
+
+    class Meta(GlobalModelOutput.Meta):
+        fields = [*GlobalModelOutput.Meta.fields, "stats"]
+
+
+class VersionOutput(serializers.ModelSerializer[ModelVersion]):
+    sha256 = serializers.CharField(source="blob.digest")
+    size = serializers.IntegerField(source="blob.size")
+
+    class Meta:
+        model = ModelVersion
+        fields = [
+            "id", "number", "parent", "sha256", "size", "strategy", "num_updates",
+            "total_examples", "created_at",
+        ]  # fmt: skip
+
+
+class MetricsInput(Input):
+    metric_names = serializers.ListField(child=Text(allow_blank=True), required=False, default=list)
+    metric_values = serializers.ListField(
+        child=serializers.CharField(allow_blank=True, trim_whitespace=False),
+        required=False,
+        default=list,
+    )
+    sample_size = serializers.IntegerField(required=False, min_value=1, max_value=2**31)
+
+
+class UpdateInput(MetricsInput):
+    round = serializers.IntegerField(min_value=0, max_value=MAX_INT)
+    sample_size = serializers.IntegerField(min_value=-(2**63), max_value=2**63)
+    model_file = serializers.FileField(allow_empty_file=True)
+
+
+class UpdateCreated(serializers.Serializer[Any]):
+    detail = serializers.CharField()
+    update_id = serializers.UUIDField()
+    round = serializers.IntegerField()
+    received = serializers.IntegerField()
+    needed = serializers.IntegerField()
+    deadline = serializers.DateTimeField(allow_null=True)
+
+
+class PreprocessingInput(Input):
+    model_preprocessing_file = serializers.FileField(allow_empty_file=True)
+
+
+class MetricOutput(serializers.ModelSerializer[Metric]):
+    model = serializers.SerializerMethodField()
+    identifier = serializers.SerializerMethodField()
+    value_binary = serializers.SerializerMethodField()
+
+    class Meta:
+        model = Metric
+        fields = [
+            "id", "model", "identifier", "key", "value_float", "value_binary", "step", "reporter",
+            "sample_size",
+        ]  # fmt: skip
+
+    @extend_schema_field(serializers.UUIDField())
+    def get_model(self, metric: Metric) -> str:
+        return str(metric.local_model_id or metric.model_id)
+
+    def get_identifier(self, metric: Metric) -> str | None:
+        return metric.identifier or None
+
+    def get_value_binary(self, metric: Metric) -> str | None:
+        """Base64."""
+        value = metric.value_binary
+        return None if value is None else base64.b64encode(bytes(value)).decode()

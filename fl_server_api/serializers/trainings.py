@@ -1,0 +1,143 @@
+"""Trainings, their rounds, and tasks."""
+
+from typing import Any
+
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+
+from fl_server_api.serializers.common import Finite, Input, Text
+from fl_server_api.serializers.models import MAX_INT
+from fl_server_core.models import Round, Task, Training
+from fl_server_core.models.trainings import UncertaintyMethod
+
+
+class TrainingInput(Input):
+    model_id = serializers.UUIDField()
+    target_num_updates = serializers.IntegerField(min_value=1, max_value=MAX_INT)
+    metric_names = serializers.ListField(child=Text(max_length=128), max_length=1000)
+    aggregation_method = Text(max_length=64)
+    uncertainty_method = serializers.ChoiceField(UncertaintyMethod.choices, default="NONE")
+    options = serializers.DictField(default=dict)
+    clients = serializers.ListField(child=serializers.UUIDField(), default=list, max_length=100_000)
+
+
+class TrainingCreated(serializers.Serializer[Any]):
+    detail = serializers.CharField()
+    training_id = serializers.UUIDField()
+
+
+class TrainingOutput(serializers.ModelSerializer[Training]):
+    participants = serializers.SerializerMethodField()
+    round = serializers.IntegerField(source="model.round")
+    current_version = serializers.IntegerField(source="model.weights.number")
+    options = serializers.DictField()
+
+    class Meta:
+        model = Training
+        fields = [
+            "id", "model", "actor", "participants", "state", "reason", "round",
+            "target_num_updates", "current_version", "metric_names", "uncertainty_method",
+            "aggregation_method", "options", "created_at", "started_at", "finished_at",
+            "last_update",
+        ]  # fmt: skip
+
+    @extend_schema_field(serializers.ListField(child=serializers.UUIDField()))
+    def get_participants(self, training: Training) -> list[str]:
+        return [str(m.user_id) for m in training.memberships.all() if m.removed_at is None]
+
+
+class TrainingDetail(TrainingOutput):
+    """With how many updates the current round has, and how many it waits for in all."""
+
+    local_models_arrived = serializers.IntegerField()
+    local_models_expected = serializers.IntegerField()
+
+    class Meta(TrainingOutput.Meta):
+        fields = [*TrainingOutput.Meta.fields, "local_models_arrived", "local_models_expected"]
+
+
+class ClientsInput(Input):
+    clients = serializers.ListField(child=serializers.UUIDField(), max_length=100_000)
+
+
+class ParticipationOutput(serializers.ModelSerializer[Task]):
+    """One participant's part in a round."""
+
+    class Meta:
+        model = Task
+        fields = [
+            "user", "kind", "state", "failure", "progress", "created_at", "fetched_at",
+            "progress_at", "finished_at",
+        ]  # fmt: skip
+
+
+class RoundOutput(serializers.ModelSerializer[Round]):
+    participation = ParticipationOutput(source="tasks", many=True)
+    base_version = serializers.IntegerField(source="base_version.number")
+    result_version = serializers.SerializerMethodField()
+
+    class Meta:
+        model = Round
+        fields = [
+            "number", "phase", "reason", "policy", "warnings", "base_version", "result_version",
+            "started_at", "deadline", "finished_at", "participation",
+        ]  # fmt: skip
+
+    def get_result_version(self, round: Round) -> int | None:
+        return round.result_version.number if round.result_version else None
+
+
+class TaskAnswer(serializers.Serializer[Any]):
+    """One of three: a task, a reason to wait, or the end."""
+
+    state = serializers.ChoiceField(["task", "wait", "done"])
+    task = serializers.DictField(required=False)
+    retry_after = serializers.FloatField(required=False)
+    reason = serializers.CharField(required=False, allow_blank=True)
+    final_model = serializers.DictField(required=False)
+    training = serializers.UUIDField(required=False)
+    training_state = serializers.CharField(required=False)
+
+
+class ProgressInput(Input):
+    step = serializers.IntegerField(required=False, allow_null=True, min_value=0, max_value=MAX_INT)
+    of = serializers.IntegerField(required=False, allow_null=True, min_value=0, max_value=MAX_INT)
+    metrics = serializers.DictField(child=Finite(), required=False)
+    timings = serializers.DictField(child=Finite(), required=False)
+
+    def validate(self, attrs: Any) -> Any:
+        if any(len(attrs.get(name, {})) > 1000 for name in ("metrics", "timings")):
+            raise serializers.ValidationError("at most 1000 values")
+        return attrs
+
+
+class ProgressOutput(serializers.Serializer[Any]):
+    command = serializers.CharField(allow_null=True)
+    deadline = serializers.DateTimeField(allow_null=True)
+
+
+class FailureInput(Input):
+    code = Text(max_length=64)
+    text = Text(required=False, allow_blank=True, max_length=100_000, default="")
+    log_tail = Text(required=False, allow_blank=True, max_length=1_000_000, default="")
+
+
+class ResultMeta(Input):
+    num_examples = serializers.IntegerField(min_value=-(2**63), max_value=2**63)
+    num_steps = serializers.IntegerField(required=False, min_value=0, max_value=MAX_INT)
+    base_version = serializers.IntegerField(required=False, min_value=0, max_value=MAX_INT)
+    metrics = serializers.DictField(child=Finite(), required=False)
+    timings = serializers.DictField(child=Finite(), required=False)
+
+
+class ResultInput(Input):
+    meta = serializers.CharField(max_length=1_000_000, help_text="A JSON object: ResultMeta.")
+    model_file = serializers.FileField(required=False, allow_empty_file=True)
+    upload = serializers.CharField(required=False)
+
+
+class StrategyOutput(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    paper = serializers.CharField()
+    options_schema = serializers.DictField()
+    defaults = serializers.DictField()

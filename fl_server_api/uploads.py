@@ -1,0 +1,97 @@
+"""Uploaded files go straight to staging, hashed and counted on the way; memory stays flat."""
+
+import errno
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.files.uploadedfile import UploadedFile
+from django.core.files.uploadhandler import FileUploadHandler
+from rest_framework.request import Request
+
+from fl_server_core.exceptions import OutOfSpace, TooLarge
+from fl_server_core.storage import staging_path
+
+CHUNK = 2**20
+FORM_OVERHEAD = 2**20  # what field names and boundaries may add
+
+
+class StagedFile(UploadedFile):  # type: ignore[type-arg]
+    """A file part in staging. It is deleted when the request ends, unless a service has taken it."""
+
+    def __init__(self, name: str, content_type: str | None) -> None:
+        self.staged_path: Path = staging_path(".upload")
+        self._out = self.staged_path.open("xb")
+        super().__init__(self._out, name, content_type, 0)
+        self._hash = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """Digest (hexadecimal) of all bytes so far."""
+        return self._hash.hexdigest()
+
+    def add(self, data: bytes) -> None:
+        """Append a block; a full disk is `OutOfSpace`, a file over the limit `TooLarge`."""
+        self.size = (self.size or 0) + len(data)
+        if self.size > settings.FL_MAX_MODEL_BYTES:
+            raise TooLarge(f"a file may have {settings.FL_MAX_MODEL_BYTES:,} bytes")
+        self._hash.update(data)
+        try:
+            self._out.write(data)
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise OutOfSpace("the server's disk is full; nothing was stored") from error
+            raise
+
+    def finish(self) -> None:
+        """Nothing more will be added."""
+        self._out.close()
+
+    def close(self) -> None:
+        self._out.close()
+        self.staged_path.unlink(missing_ok=True)
+
+
+class StagingUploadHandler(FileUploadHandler):
+    """Django's hook for the parts of a multipart body."""
+
+    chunk_size = CHUNK
+
+    def __init__(self, request: Any = None) -> None:
+        super().__init__(request)
+        self.staged: StagedFile | None = None
+
+    def new_file(self, *args: Any, **kwargs: Any) -> None:
+        super().new_file(*args, **kwargs)
+        self.staged = StagedFile(self.file_name or "file", self.content_type)
+
+    def receive_data_chunk(self, raw_data: bytes, start: int) -> None:
+        if self.staged is not None:
+            try:
+                self.staged.add(raw_data)
+            except BaseException:
+                self.staged.close()
+                raise
+
+    def file_complete(self, file_size: int) -> StagedFile | None:
+        if self.staged is not None:
+            self.staged.finish()
+        done, self.staged = self.staged, None
+        return done
+
+    def upload_interrupted(self) -> None:
+        if self.staged is not None:
+            self.staged.close()
+
+
+def refuse_large(request: Request) -> None:
+    """Raise `TooLarge` for a body that says so itself, before any of it is read."""
+    try:
+        length = int(request.META.get("CONTENT_LENGTH") or 0)
+    except ValueError:
+        length = 0
+    if length > settings.FL_MAX_MODEL_BYTES + FORM_OVERHEAD:
+        raise TooLarge(
+            f"{length:,} bytes announced; a file may have {settings.FL_MAX_MODEL_BYTES:,}"
+        )

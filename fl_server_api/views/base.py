@@ -1,0 +1,43 @@
+"""What every view shares: protocol, size limit, parsers, and how errors are documented."""
+
+from typing import Any
+
+from rest_framework.request import Request
+from rest_framework.serializers import Serializer
+from rest_framework.views import APIView
+
+from fl_server_api.errors import UpgradeRequired
+from fl_server_api.parsers import FormParser, MultiPartParser, StrictJSONParser
+from fl_server_api.serializers.common import ErrorOutput
+from fl_server_api.uploads import refuse_large
+
+MIN_PROTOCOL = 1
+
+
+class View(APIView):
+    """Checks what can be known before the body is read."""
+
+    parser_classes = [StrictJSONParser, FormParser, MultiPartParser]
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        protocol = request.headers.get("X-FL-Protocol", "")
+        if protocol.isdecimal() and len(protocol) < 9 and int(protocol) < MIN_PROTOCOL:
+            raise UpgradeRequired(
+                f"protocol {protocol} is no longer spoken here; update to {MIN_PROTOCOL} or newer"
+            )
+        super().initial(request, *args, **kwargs)
+        refuse_large(request)
+
+
+def parsed(kind: type[Serializer[Any]], request: Request) -> dict[str, Any]:
+    """The request's body as `kind` describes it; a refusal names every field that is wrong."""
+    body = kind(data=request.data)
+    body.is_valid(raise_exception=True)
+    result: dict[str, Any] = body.validated_data
+    return result
+
+
+def answers(success: dict[Any, Any], *statuses: int) -> dict[Any, Any]:
+    """A route's documented answers: its successes, these refusals, and those of every route."""
+    refusals = {*statuses, 401, 403, 413, 426}
+    return {**success, **dict.fromkeys(sorted(refusals), ErrorOutput)}

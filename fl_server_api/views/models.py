@@ -1,0 +1,320 @@
+"""Models: uploading, downloading, deleting, and what belongs to them."""
+
+from typing import Any
+
+from django.http import HttpResponseBase
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework.parsers import MultiPartParser
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from fl_server_ai.services.models import (
+    SAFETENSORS,
+    model_upload,
+    preprocessing_upload,
+    weights_open,
+)
+from fl_server_ai.services.updates import metrics_submit, update_precheck, update_submit
+from fl_server_api.auth import caller
+from fl_server_api.downloads import send, wants_safetensors
+from fl_server_api.idempotency import create_once
+from fl_server_api.listing import listed, parameters
+from fl_server_api.serializers.common import Detail
+from fl_server_api.serializers.models import (
+    GlobalModelOutput,
+    LocalModelOutput,
+    MetadataOutput,
+    MetricOutput,
+    MetricsInput,
+    ModelCreated,
+    ModelInput,
+    PreprocessingInput,
+    UpdateCreated,
+    UpdateInput,
+)
+from fl_server_api.views.base import View, answers, parsed
+from fl_server_core.exceptions import Invalid, NotAvailable, NotFound
+from fl_server_core.models import GlobalModel, LocalModel, ModelVersion
+from fl_server_core.selectors import (
+    get_visible,
+    local_models_visible_to,
+    metrics_visible_to,
+    models_visible_to,
+)
+from fl_server_core.services.metrics import metrics_parse
+from fl_server_core.services.models import model_delete
+from fl_server_core.storage import local_path
+
+FILE = {(200, "application/octet-stream"): OpenApiTypes.BINARY}
+MODEL_FILTERS = {"name": "name", "type": "type", "owner": "owner"}
+METRIC_FILTERS = {
+    "key": "key", "step": "step", "reporter": "reporter", "identifier": "identifier",
+}  # fmt: skip
+
+
+class ModelsView(View):
+    """All models that one sees."""
+
+    @extend_schema(
+        operation_id="models_list",
+        parameters=parameters(MODEL_FILTERS, ["created_at", "name", "round"]),
+        responses=answers({200: GlobalModelOutput(many=True)}, 400, 404),
+    )
+    def get(self, request: Request) -> Response:
+        """Global models, then your own local ones (not in pages); never any bytes."""
+        user = caller(request)
+        found = listed(
+            request,
+            models_visible_to(user),
+            GlobalModelOutput,
+            filters=MODEL_FILTERS,
+            ordering=["created_at", "name", "round"],
+        )
+        if isinstance(found.data, list) and not request.query_params:
+            local = local_models_visible_to(user).filter(owner=user)
+            found.data = [*found.data, *LocalModelOutput(local, many=True).data]
+        return found
+
+    @extend_schema(
+        operation_id="models_create",
+        request={"multipart/form-data": ModelInput},
+        responses=answers({201: ModelCreated}, 400, 409, 415, 422, 507),
+    )
+    def post(self, request: Request) -> Response:
+        """Upload a model as safetensors or .npz."""
+        body = parsed(ModelInput, request)
+        if body["type"] != "GLOBAL":
+            raise NotAvailable(
+                f"models of type {body['type']} are not available on this server yet"
+            )
+        file, preprocessing = body.get("model_file"), body.get("model_preprocessing_file")
+        if file is None:
+            raise _missing("model_file")
+
+        def act() -> dict[str, Any]:
+            model = model_upload(
+                owner=caller(request),
+                name=body["name"],
+                description=body["description"],
+                model_file=file.staged_path,
+                sha256=file.sha256,
+                round=body["round"],
+                input_shape=body.get("input_shape") or None,
+                preprocessing_file=preprocessing.staged_path if preprocessing else None,
+            )
+            return {"detail": "Model Upload Accepted", "model_id": str(model.pk)}
+
+        return create_once(request, act)
+
+
+def _missing(name: str) -> Invalid:
+    return Invalid(
+        f"{name} is missing; send it as a file of a multipart form",
+        code="FIELD_REQUIRED",
+        errors=[{"pointer": f"/{name}", "code": "required", "detail": "this file is required"}],
+    )
+
+
+class ModelView(View):
+    """One model: its weights, and updates of it."""
+
+    @extend_schema(
+        operation_id="models_download",
+        parameters=[
+            OpenApiParameter("format", str, enum=["safetensors"]),
+            OpenApiParameter(
+                "version", str, description="A version's number; the newest if left out."
+            ),
+        ],
+        responses=answers({**FILE, 206: OpenApiTypes.BINARY, 304: None, 416: None}, 404, 422, 507),
+    )
+    def get(self, request: Request, pk: str) -> HttpResponseBase:
+        """The weights, in the container that the model was uploaded in unless safetensors is asked for."""
+        user = caller(request)
+        local = _local_or_none(request, pk)
+        if local is not None:
+            return _send_local(request, local)
+        model = get_visible(models_visible_to(user), pk)
+        version = _version(model, request.query_params.get("version"))
+        container = SAFETENSORS if wants_safetensors(request) else model.container
+        with weights_open(version=version, container=container) as file:
+            return send(
+                request, file.path, etag=file.etag, size=file.size, filename=f"model-{model.pk}.pt"
+            )
+
+    @extend_schema(
+        operation_id="models_update",
+        request={"multipart/form-data": UpdateInput},
+        responses=answers({200: UpdateCreated, 201: UpdateCreated}, 400, 404, 409, 415, 422, 507),
+    )
+    def post(self, request: Request, pk: str) -> Response:
+        """Send an update of a running training's model. The same one again answers 200."""
+        update_precheck(model_id=pk, user=caller(request))
+        body = parsed(UpdateInput, request)
+        return submit(request, pk, body, body["model_file"], metrics_of(body))
+
+    @extend_schema(operation_id="models_destroy", responses=answers({200: Detail}, 404, 409))
+    def delete(self, request: Request, pk: str) -> Response:
+        """Delete a model that no training uses."""
+        model = get_visible(models_visible_to(caller(request)), pk)
+        model_delete(model=model, user=caller(request))
+        return Response({"detail": "Model removed"})
+
+
+def metrics_of(body: dict[str, Any]) -> dict[str, float | bytes]:
+    """The metrics of a form."""
+    return metrics_parse(names=body["metric_names"], values=body["metric_values"])
+
+
+def submit(
+    request: Request,
+    model_id: str,
+    body: dict[str, Any],
+    file: Any,
+    metrics: dict[str, float | bytes],
+) -> Response:
+    """Store an update and say how far the round is."""
+    receipt = update_submit(
+        model_id=model_id,
+        owner=caller(request),
+        round=body["round"],
+        sample_size=body["sample_size"],
+        file=file.staged_path,
+        sha256=file.sha256,
+        metrics=metrics,
+    )
+    answer = {
+        "detail": "Model Update Accepted",
+        "update_id": receipt.update.pk,
+        "round": body["round"],
+        "received": receipt.received,
+        "needed": receipt.needed,
+        "deadline": receipt.deadline,
+    }
+    return Response(UpdateCreated(answer).data, status=201 if receipt.created else 200)
+
+
+def _local_or_none(request: Request, pk: str) -> LocalModel | None:
+    try:
+        return get_visible(local_models_visible_to(caller(request)), pk)
+    except NotFound:
+        return None
+
+
+def _send_local(request: Request, local: LocalModel) -> HttpResponseBase:
+    if local.blob is None:
+        raise NotFound("the file of this update was deleted after its round", code="FILE_DELETED")
+    with local_path(local.blob) as path:
+        return send(
+            request, path, etag=local.digest, size=local.size, filename=f"model-{local.pk}.pt"
+        )
+
+
+def _version(model: GlobalModel, wanted: str | None) -> ModelVersion:
+    if wanted is None:
+        return model.weights
+    versions = model.versions.select_related("blob")
+    if wanted.isdecimal() and len(wanted) < 10:
+        found = versions.filter(number=int(wanted)).first()
+        if found is None:
+            raise NotFound(f"model {model.pk} has no version {wanted}")
+        return found
+    return get_visible(versions, wanted)
+
+
+class MetadataView(View):
+    """What is known about a model."""
+
+    @extend_schema(operation_id="models_metadata", responses=answers({200: MetadataOutput}, 404))
+    def get(self, request: Request, pk: str) -> Response:
+        """The model's fields; `stats` is null, because its program is not known here."""
+        local = _local_or_none(request, pk)
+        if local is not None:
+            return Response({**LocalModelOutput(local).data, "stats": None})
+        model = get_visible(models_visible_to(caller(request)), pk)
+        model.stats = None  # type: ignore[attr-defined]
+        return Response(MetadataOutput(model).data)
+
+
+class MetricsView(View):
+    """A model's metrics."""
+
+    @extend_schema(
+        operation_id="metrics_list",
+        parameters=parameters(METRIC_FILTERS, ["step", "key", "id"]),
+        responses=answers({200: MetricOutput(many=True)}, 400, 404),
+    )
+    def get(self, request: Request, pk: str) -> Response:
+        """Metrics of a global model, or of one update."""
+        user = caller(request)
+        local = _local_or_none(request, pk)
+        if local is not None:
+            rows = metrics_visible_to(user).filter(local_model=local)
+        else:
+            model = get_visible(models_visible_to(user), pk)
+            rows = metrics_visible_to(user).filter(model=model, local_model=None)
+        return listed(
+            request, rows, MetricOutput, filters=METRIC_FILTERS, ordering=["step", "key", "id"]
+        )
+
+    @extend_schema(
+        operation_id="metrics_create",
+        request={"multipart/form-data": MetricsInput, "application/json": MetricsInput},
+        responses=answers({201: ModelCreated}, 400, 404, 409, 415),
+    )
+    def post(self, request: Request, pk: str) -> Response:
+        """Send what you measured on the current global model; in a test round that ends your part."""
+        get_visible(models_visible_to(caller(request)), pk)
+        body = parsed(MetricsInput, request)
+        metrics = metrics_of(body)
+        if not metrics:
+            raise Invalid("metric_names and metric_values are missing", code="FIELD_REQUIRED")
+        model = metrics_submit(
+            model_id=pk,
+            reporter=caller(request),
+            metrics=metrics,
+            sample_size=body.get("sample_size"),
+        )
+        return Response({"detail": "Model Metrics Accepted", "model_id": model.pk}, status=201)
+
+
+class PreprocessingView(View):
+    """What has to be done to inputs before the model sees them."""
+
+    @extend_schema(operation_id="preprocessing_download", responses=answers(FILE, 404))
+    def get(self, request: Request, pk: str) -> HttpResponseBase:
+        """The preprocessing file as it was uploaded; a local model has its global model's."""
+        local = _local_or_none(request, pk)
+        wanted = local.training.model_id if local else pk
+        model = get_visible(models_visible_to(caller(request)), wanted)
+        blob = model.preprocessing
+        if blob is None:
+            raise NotFound("this model has no preprocessing", code="NO_PREPROCESSING")
+        with local_path(blob) as path:
+            name = f"model-{model.pk}-preprocessing.pt"
+            return send(request, path, etag=blob.digest, size=blob.size, filename=name)
+
+    @extend_schema(
+        operation_id="preprocessing_upload",
+        request={"multipart/form-data": PreprocessingInput},
+        responses=answers({202: Detail}, 400, 404, 415, 422, 507),
+    )
+    def post(self, request: Request, pk: str) -> Response:
+        """Replace the preprocessing."""
+        model = get_visible(models_visible_to(caller(request)), pk)
+        file = parsed(PreprocessingInput, request)["model_preprocessing_file"]
+        preprocessing_upload(model=model, user=caller(request), file=file.staged_path)
+        return Response({"detail": "Preprocessing Upload Accepted"}, status=202)
+
+
+class SwagView(View):
+    """Comes later."""
+
+    parser_classes = [MultiPartParser]
+
+    @extend_schema(operation_id="swag_upload", request=None, responses=answers({}, 400, 404))
+    def post(self, request: Request, pk: str) -> Response:
+        """SWAG moments: not available on this server yet."""
+        get_visible(models_visible_to(caller(request)), pk)
+        raise NotAvailable("SWAG is not available on this server yet")

@@ -1,0 +1,83 @@
+"""What the server offers, and whether it is well."""
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+from django.db import DatabaseError, connection
+from django.db.migrations.executor import MigrationExecutor
+from django.http import HttpRequest, JsonResponse
+from drf_spectacular.utils import extend_schema
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from fl_server_ai.aggregation import STRATEGIES
+from fl_server_ai.aggregation.options import schema
+from fl_server_api.serializers.trainings import StrategyOutput
+from fl_server_api.views.base import View, answers
+from fl_server_core.exceptions import NotAvailable
+from fl_server_core.storage import staging_path
+
+
+class AggregatorsView(View):
+    """The strategies."""
+
+    @extend_schema(
+        operation_id="aggregators_list", responses=answers({200: StrategyOutput(many=True)})
+    )
+    def get(self, request: Request) -> Response:
+        """Every strategy that a training may name, with the schema of its options."""
+        return Response([_described(name) for name in STRATEGIES])
+
+
+def _described(name: str) -> dict[str, Any]:
+    kind = STRATEGIES[name]
+    return {
+        "name": name,
+        "paper": kind.paper,
+        "options_schema": schema(kind.Options),
+        "defaults": {f.name: f.default for f in fields(kind.Options) if f.default is not MISSING},
+    }
+
+
+class InferenceView(View):
+    """Comes later."""
+
+    @extend_schema(operation_id="inference", request=None, responses=answers({}, 400))
+    def post(self, request: Request) -> Response:
+        """Inference: not available on this server yet."""
+        raise NotAvailable("inference is not available on this server yet")
+
+
+def livez(request: HttpRequest) -> JsonResponse:
+    """The process answers."""
+    return JsonResponse({"status": "ok"})
+
+
+def readyz(request: HttpRequest) -> JsonResponse:
+    """The process can work: database, migrations and storage are in order."""
+    checks = {"database": _database(), "storage": _storage()}
+    well = all(said == "ok" for said in checks.values())
+    return JsonResponse(
+        {"status": "ok" if well else "failing", **checks}, status=200 if well else 503
+    )
+
+
+def _database() -> str:
+    try:
+        executor = MigrationExecutor(connection)
+        if executor.migration_plan(executor.loader.graph.leaf_nodes()):
+            return "migrations are missing: run manage.py migrate"
+    except DatabaseError:
+        return "the database does not answer"
+    return "ok"
+
+
+def _storage() -> str:
+    path = staging_path(".probe")
+    try:
+        path.write_bytes(b"ok")
+    except OSError:
+        return "the staging folder can't be written"
+    finally:
+        path.unlink(missing_ok=True)
+    return "ok"

@@ -1,0 +1,138 @@
+"""What a client is asked to do: long-polled, reported on, answered."""
+
+import json
+import math
+from typing import Any
+
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from fl_server_ai.services.tasks import task_failure, task_progress, task_wait
+from fl_server_ai.services.updates import metrics_submit
+from fl_server_api.auth import caller
+from fl_server_api.serializers.common import Detail
+from fl_server_api.serializers.models import UpdateCreated
+from fl_server_api.serializers.trainings import (
+    FailureInput,
+    ProgressInput,
+    ProgressOutput,
+    ResultInput,
+    ResultMeta,
+    TaskAnswer,
+)
+from fl_server_api.views.base import View, answers, parsed
+from fl_server_api.views.models import submit
+from fl_server_core.exceptions import Invalid, NotAvailable
+from fl_server_core.lifecycle import TaskKind, TaskState
+from fl_server_core.models import Task
+from fl_server_core.selectors import get_visible, tasks_visible_to
+
+
+def _task(request: Request, pk: str) -> Task:
+    return get_visible(tasks_visible_to(caller(request)), pk)
+
+
+class TasksView(View):
+    """The question of every client."""
+
+    @extend_schema(
+        operation_id="tasks_next",
+        parameters=[OpenApiParameter("wait", float, description="Seconds to hold the question.")],
+        responses=answers({200: TaskAnswer}, 400),
+    )
+    def get(self, request: Request) -> Response:
+        """What to do now; asking again gives the same task until it is finished."""
+        try:
+            seconds = float(request.query_params.get("wait", "0"))
+        except ValueError:
+            seconds = math.nan
+        if not math.isfinite(seconds):
+            raise Invalid("wait is a number of seconds", code="BAD_WAIT")
+        return Response(task_wait(user=caller(request), seconds=seconds))
+
+
+class TaskProgressView(View):
+    """A heartbeat."""
+
+    @extend_schema(
+        operation_id="tasks_progress",
+        request=ProgressInput,
+        responses=answers({200: ProgressOutput}, 400, 404, 415),
+    )
+    def post(self, request: Request, pk: str) -> Response:
+        """Say how far you are; learn whether to stop."""
+        task = _task(request, pk)
+        body = parsed(ProgressInput, request)
+        return Response(task_progress(task=task, user=caller(request), **body))
+
+
+class TaskFailureView(View):
+    """Giving up."""
+
+    @extend_schema(
+        operation_id="tasks_failure",
+        request=FailureInput,
+        responses=answers({200: Detail}, 400, 404, 415),
+    )
+    def post(self, request: Request, pk: str) -> Response:
+        """Say that you can't do this; the round goes on without you."""
+        task = _task(request, pk)
+        body = parsed(FailureInput, request)
+        task_failure(task=task, user=caller(request), **body)
+        return Response({"detail": "Failure noted"})
+
+
+class TaskResultView(View):
+    """The answer to a task."""
+
+    @extend_schema(
+        operation_id="tasks_result",
+        request={"multipart/form-data": ResultInput},
+        responses=answers({200: UpdateCreated, 201: UpdateCreated}, 400, 404, 409, 415, 422, 507),
+    )
+    def post(self, request: Request, pk: str) -> Response:
+        """Send what was trained or measured; the same as posting to the model."""
+        task = _task(request, pk)
+        body = parsed(ResultInput, request)
+        meta = _meta(body["meta"])
+        model_id = str(task.round.training.model_id)
+        metrics: dict[str, float | bytes] = dict(meta.get("metrics", {}))
+        if task.kind == TaskKind.EVALUATE:
+            return _measured(request, task, model_id, metrics, meta["num_examples"])
+        if body.get("upload"):
+            raise NotAvailable("resumable uploads are not available on this server yet")
+        if body.get("model_file") is None:
+            raise Invalid("model_file is missing", code="FIELD_REQUIRED")
+        fields = {"round": task.number, "sample_size": meta["num_examples"]}
+        return submit(request, model_id, fields, body["model_file"], metrics)
+
+
+def _measured(
+    request: Request, task: Task, model_id: str, metrics: dict[str, float | bytes], samples: int
+) -> Response:
+    metrics_submit(
+        model_id=model_id, reporter=caller(request), metrics=metrics, sample_size=samples
+    )
+    kinds = task.round.tasks.filter(kind=TaskKind.EVALUATE).values_list("state", flat=True)
+    states = list(kinds)
+    answer = {
+        "detail": "Model Metrics Accepted",
+        "update_id": task.pk,
+        "round": task.number,
+        "received": states.count(TaskState.DONE),
+        "needed": states.count(TaskState.DONE) + states.count(TaskState.OPEN),
+        "deadline": task.round.deadline,
+    }
+    return Response(UpdateCreated(answer).data, status=201)
+
+
+def _meta(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Invalid("meta is not valid JSON", code="BAD_META") from error
+    body = ResultMeta(data=found)
+    body.is_valid(raise_exception=True)
+    result: dict[str, Any] = body.validated_data
+    return result
