@@ -62,7 +62,7 @@ class Training:
             if now["state"] == "C":
                 ended: dict[str, Any] = now
                 return ended
-            if now["state"] == "E":
+            if now["state"] in {"E", "X"}:
                 raise TrainingFailed(0, "TRAINING_FAILED", str(now.get("reason") or "no reason"))
             if give_up is not None and time.monotonic() + pause > give_up:
                 raise TimeoutError(f"training {self.id} is in round {seen} after {timeout} s")

@@ -40,8 +40,13 @@ class TlsProxy:
             self.requests.append(head[0])
             with socket.create_connection(self._backend, timeout=120) as backend:
                 backend.sendall("\r\n".join([*head, "", ""]).encode("latin-1") + rest)
-                threading.Thread(target=_pump, args=(client, backend), daemon=True).start()
+                up = threading.Thread(target=_pump, args=(client, backend), daemon=True)
+                up.start()
                 _pump(backend, client)
+                # Before the close: a thread that still reads would read from whoever gets the
+                # number of this file descriptor next.
+                client.shutdown(socket.SHUT_RDWR)
+                up.join()
 
 
 def _head(client: ssl.SSLSocket) -> tuple[list[str], bytes]:

@@ -1,0 +1,1 @@
+"""`make demo`: a whole federation on one laptop, over real HTTP, on real data."""
