@@ -5,6 +5,7 @@ from typing import Any
 
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
+from rest_framework.fields import empty
 
 from fl_server_api.serializers.common import Input, Text
 from fl_server_core.models import GlobalModel, LocalModel, Metric, ModelVersion
@@ -15,10 +16,11 @@ MAX_INT = 2**31 - 1
 class FreeDimension(serializers.IntegerField):
     """A size, or `None`/`null` for a dimension that is free."""
 
-    def to_internal_value(self, data: Any) -> int | None:  # type: ignore[override]
+    def run_validation(self, data: Any = empty) -> int | None:
         if data is None or str(data).strip().lower() in {"none", "null", ""}:
             return None
-        return super().to_internal_value(data)
+        size: int = super().run_validation(data)
+        return size
 
 
 class ModelInput(Input):
