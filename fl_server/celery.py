@@ -24,5 +24,5 @@ def _keep_logging(**_: object) -> None:
 def _warm_up(**_: object) -> None:
     """Import torch where it works, after the fork: its threads and CUDA don't survive one."""
     if "aggregation" in app.amqp.queues.consume_from:
-        importlib.import_module("fl_server_ai.trainer.model_trainer")
+        importlib.import_module("fl_server_ai.trainer.working")
         log.info("ready for aggregation")

@@ -40,14 +40,14 @@ def main() -> None:
 
     register_sender("embedded", lambda task, ids: answers.send({"hint": [task, ids]}))
     wakeups.set_forwarder(lambda users: answers.send({"wake": users}))
-    from fl_server_ai.trainer.tasks import process_trainer_task
+    from fl_server_ai.trainer.working import event_work  # loads torch, once
 
     answers.send({"ready": True})
     while True:
         event_id = todo.get()
         close_old_connections()
         try:
-            process_trainer_task(event_id)
+            event_work(event_id)
         except Exception:  # the row keeps its lease until it expires; then it is tried again
             log.exception("event %s failed before it could be released", event_id)
         close_old_connections()

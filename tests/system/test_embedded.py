@@ -123,6 +123,15 @@ def test_a_child_killed_while_it_aggregates_costs_only_time(embedded: Embedded) 
         assert server.running
 
 
+def test_a_child_that_dies_while_idle_is_replaced(embedded: Embedded) -> None:
+    with embedded.serving() as server:
+        first = embedded.child(server)
+        first.send_signal(signal.SIGKILL)
+        until(lambda: server.children() and server.children()[0].pid != first.pid, "another", 15)
+
+        Cohort.gather(embedded.base, model(10), sites=1, rounds=1).run()
+
+
 def test_a_server_killed_between_rounds_goes_on_where_it_was(embedded: Embedded) -> None:
     start = model(1000)
     halfway, restarted = threading.Event(), threading.Event()

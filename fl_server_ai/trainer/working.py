@@ -1,0 +1,62 @@
+"""One worker, one event: claim it, keep its lease, handle it, and say what went wrong if it did."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from django.conf import settings
+from django.db import connection
+
+from fl_server_ai.services.reconciler import event_give_up
+from fl_server_ai.trainer.events import EVENTS
+from fl_server_ai.trainer.model_trainer import ModelTrainer
+from fl_server_core.exceptions import AggregationException
+from fl_server_core.lifecycle import OPEN_PHASES
+from fl_server_core.models import TrainerEvent
+from fl_server_core.services.events import event_claim, event_release, event_renew
+
+log = logging.getLogger("fl.celery")
+
+
+def event_work(event_id: int) -> None:
+    """Handle the event if it is there to be claimed; otherwise nothing happens."""
+    work = event_claim(event_id=event_id)
+    if work is None:
+        return
+    where = f"training {work.training_id} round {work.round.number}"
+    with _lease_kept(work):
+        try:
+            if work.round.phase in OPEN_PHASES:
+                log.info("%s: still collecting, %s waits", where, work.type)
+                event_release(event=work, error="the round is not complete", spent=False)
+                return
+            trainer = ModelTrainer(work.training, work=work)
+            trainer.handle(EVENTS[work.type](trainer))
+        except AggregationException as error:
+            event_give_up(event=work, reason=f"AGGREGATION_FAILED: {error}")
+        except Exception as error:
+            log.exception("%s: %s failed, attempt %s", where, work.type, work.attempt)
+            event_release(event=work, error=f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def _lease_kept(work: TrainerEvent) -> Iterator[None]:
+    """Renew the lease while the work goes on; a worker that dies stops renewing."""
+    stop = threading.Event()
+
+    def renew() -> None:
+        while not stop.wait(settings.FL_LEASE_SECONDS / 3):
+            try:
+                if not event_renew(event=work):
+                    return
+            finally:
+                connection.close()
+
+    thread = threading.Thread(target=renew, daemon=True, name="lease")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
