@@ -21,7 +21,7 @@ class LoadClient:
 
     def __init__(self, job: dict[str, object], token: str, number: int) -> None:
         self.url = urlsplit(str(job["url"]))
-        self.headers = {"Authorization": f"Token {token}"}
+        self.headers = {"Authorization": f"Token {token}", "X-Forwarded-Proto": "https"}
         self.file = Path(str(job["file"]))
         self.number = number
         self.buffer = bytearray(BLOCK)

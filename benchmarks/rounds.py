@@ -71,7 +71,8 @@ class Meter(threading.Thread):
 @contextlib.contextmanager
 def embedded(folder: Path, clients: int) -> Iterator[tuple[str, list[int]]]:
     """`manage.py serve` on a free port."""
-    from tests.system.processes import free_port, wait_for_http
+    from tests.system.processes import until
+    from tests.system.servers import free_port
 
     port = free_port()
     environment = {
@@ -86,8 +87,9 @@ def embedded(folder: Path, clients: int) -> Iterator[tuple[str, list[int]]]:
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         try:
-            wait_for_http(f"http://127.0.0.1:{port}/livez")
-            yield f"http://127.0.0.1:{port}", [process.pid]
+            url = f"http://127.0.0.1:{port}"
+            until(lambda: answers(f"{url}/livez"), "the server")
+            yield url, [process.pid]
         finally:
             process.terminate()
             process.wait(20)
@@ -96,10 +98,28 @@ def embedded(folder: Path, clients: int) -> Iterator[tuple[str, list[int]]]:
 @contextlib.contextmanager
 def production(folder: Path, clients: int) -> Iterator[tuple[str, list[int]]]:
     """gunicorn, Celery, PostgreSQL and Redis, as docker-compose.yml runs them (without the TLS proxy)."""
-    from tests.system.production import production_stack
+    from tests.system.servers import Postgres, Redis
+    from tests.system.test_production import Deployment
 
-    with production_stack(folder, open_registration=True) as stack:
-        yield stack.url, stack.pids
+    database, redis = Postgres(), Redis()
+    try:
+        deployed = Deployment(folder, database.create("bench"), redis)
+        with deployed.up():
+            pids = [process.pid for process in deployed.processes.values()]
+            yield f"http://localhost:{deployed.web_port}", [*pids, database.pid, redis.pid]
+        deployed.proxy.close()
+    finally:
+        redis.stop()
+        database.stop()
+
+
+def answers(url: str) -> bool:
+    """Whether somebody answers at an address."""
+    try:
+        with urllib.request.urlopen(url, timeout=2):  # noqa: S310
+            return True
+    except OSError:
+        return False
 
 
 def call(url: str, path: str, body: object = None, token: str = "", method: str = "POST") -> dict:

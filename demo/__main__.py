@@ -3,7 +3,7 @@
 import argparse
 import json
 import secrets
-import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import fl_client
 from demo.picture import bars, save_png, summary
-from demo.processes import DemoFailed, Federation, free_port
+from demo.processes import DemoFailed, Federation, free_port, fresh
 from fl_client.trainings import Training
 
 CONFIG = {"epochs": 3, "lr": 0.05}
@@ -50,7 +50,7 @@ def initial_weights() -> dict[str, Any]:
 
 
 def watch(console: Console, federation: Federation, training: Training, rounds: int) -> None:
-    """A progress bar until the training has ended."""
+    """A progress bar until the training has ended; a line for each round where there is no terminal."""
     started = time.monotonic()
     columns = (
         TextColumn("round {task.completed:.0f}/{task.total:.0f}"),
@@ -58,7 +58,8 @@ def watch(console: Console, federation: Federation, training: Training, rounds: 
         TextColumn("{task.fields[said]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    told = 0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         shown = progress.add_task("", total=rounds, said="sites are starting")
         while True:
             federation.check()
@@ -68,6 +69,9 @@ def watch(console: Console, federation: Federation, training: Training, rounds: 
             if accuracies:
                 said += f", accuracy {accuracies[-1]:.1%}"
             progress.update(shown, completed=len(accuracies), said=said)
+            if not console.is_terminal and len(accuracies) > told:
+                told = len(accuracies)
+                console.print(f"round {told}/{rounds}: accuracy {accuracies[-1]:.1%}")
             if now["state"] == "C":
                 return
             if now["state"] in {"E", "X"}:
@@ -157,6 +161,7 @@ def run(console: Console, folder: Path, rounds: int, sites: int) -> dict[str, An
         for n, report in enumerate(reports)
     ]
     return {
+        "training": training.id,
         "rounds": rounds,
         "accuracies": accuracies,
         "accuracy": accuracies[-1] if accuracies else 0.0,
@@ -172,22 +177,21 @@ def run(console: Console, folder: Path, rounds: int, sites: int) -> dict[str, An
 
 
 def main() -> int:
+    """0 if the demo has shown what it promises, 1 if not, 130 if it was stopped."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--clients", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=10, choices=range(1, 101), metavar="1..100")
+    parser.add_argument("--clients", type=int, default=5, choices=range(2, 11), metavar="2..10")
     parser.add_argument("--folder", type=Path, default=Path("demo-output"))
     parser.add_argument("--json", type=Path, help="also write the result here")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 100)
     folder = options.folder.resolve()
-    if (folder / "server.log").exists():  # an earlier demo's, nothing else's
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: clean up, then end
     try:
+        fresh(folder)
         result = run(console, folder, options.rounds, options.clients)
     except (DemoFailed, fl_client.FLError) as error:
-        console.print(f"[red]The demo failed:[/red] {error}")
-        return 1
+        return failed(console, str(error))
     except KeyboardInterrupt:
         console.print("Stopped; every process of the demo has ended.")
         return 130
@@ -206,10 +210,14 @@ def main() -> int:
         soft_wrap=True,
     )
     broken = broken_promise(result)
-    if broken:
-        console.print(f"[red]The demo failed:[/red] {broken}")
-        return 1
-    return 0
+    return failed(console, broken) if broken else 0
+
+
+def failed(console: Console, why: str) -> int:
+    """Say so, and give the exit status."""
+    console.print("The demo failed:", style="red", end=" ")
+    console.print(why, markup=False, soft_wrap=True)
+    return 1
 
 
 if __name__ == "__main__":

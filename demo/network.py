@@ -27,7 +27,7 @@ def train(module: nn.Module, x: Images, y: Labels, *, epochs: int, lr: float, se
         for batch in np.array_split(rng.permutation(len(y)), max(1, len(y) // 16)):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(module(inputs[batch]), labels[batch])
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(float(loss.detach()))
     return float(np.mean(losses))

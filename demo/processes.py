@@ -1,7 +1,9 @@
 """Starting the server and the sites as processes, and ending every one of them whatever happens."""
 
+import fcntl
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 60
+STOP_SECONDS = 10
 
 
 class DemoFailed(Exception):
@@ -24,6 +27,25 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def fresh(folder: Path) -> None:
+    """Make `folder` empty; DemoFailed if a server is running on an earlier demo's data.
+
+    Nothing but an earlier demo's folder is ever deleted: one that holds a `server.log`, or nothing.
+    """
+    lock = folder / "data" / "serve.lock"
+    if lock.exists():
+        with lock.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DemoFailed(f"a server is running on {folder / 'data'}; stop it") from None
+    if (folder / "server.log").exists():
+        shutil.rmtree(folder)
+    elif folder.exists() and any(folder.iterdir()):
+        raise DemoFailed(f"{folder} holds something that is not a demo's; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 class Federation:
@@ -39,11 +61,16 @@ class Federation:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in [*self.sites, *([self.server] if self.server else [])]:
+        processes: list[subprocess.Popen[Any]] = [*self.sites]
+        if self.server is not None:
+            processes.append(self.server)
+        for process in processes:
             if process.poll() is None:
                 process.terminate()
+        give_up = time.monotonic() + STOP_SECONDS
+        for process in processes:
             try:
-                process.wait(10)
+                process.wait(max(0.0, give_up - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
@@ -19,7 +20,8 @@ class Registry(Generic[T]):
     def __init__(self, package: str) -> None:
         self.package = package
         self._items: dict[str, type[T]] = {}
-        self._loaded = False
+        self._loaded = self._loading = False
+        self._lock = threading.RLock()
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
         def add(item: type[T]) -> type[T]:
@@ -45,8 +47,15 @@ class Registry(Generic[T]):
     def _load(self) -> None:
         if self._loaded:
             return
-        self._loaded = True
-        for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
-            importlib.import_module(f"{self.package}.{module.name}")
-        for entry_point in entry_points(group=self.package):
-            entry_point.load()
+        with self._lock:  # threads wait for the first; what it imports may ask again
+            if self._loaded or self._loading:
+                return
+            self._loading = True
+            try:
+                for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
+                    importlib.import_module(f"{self.package}.{module.name}")
+                for entry_point in entry_points(group=self.package):
+                    entry_point.load()
+                self._loaded = True
+            finally:
+                self._loading = False

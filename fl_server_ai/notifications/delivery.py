@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
@@ -30,49 +30,55 @@ from fl_server_core.services.tokens import webhook_secret
 
 log = logging.getLogger("fl.server")
 THREADS = 8
-IN_FLIGHT = timedelta(seconds=30)  # how long a message belongs to who is sending it
+# How long a message belongs to who is sending it; longer than a transport may take.
+IN_FLIGHT = timedelta(seconds=30)
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0
+LOOK_SECONDS = 1.0  # how often new messages are looked for while others are being sent
+MAX_ERROR = 2_000
 OnGone = Callable[[Task, str, str], None]
 
 
-def due() -> QuerySet[Notification]:
-    """What may be sent now: queued, its time has come, and nothing earlier waits for that receiver."""
+def first_in_line() -> QuerySet[Notification]:
+    """Queued messages that have nothing earlier before them for the same receiver and training."""
     earlier = Notification.objects.filter(
         training=OuterRef("training"),
         receiver=OuterRef("receiver"),
         id__lt=OuterRef("id"),
         state=NotificationState.QUEUED,
     )
-    return Notification.objects.filter(
-        ~Exists(earlier), state=NotificationState.QUEUED, next_attempt_at__lte=timezone.now()
-    ).order_by("id")
+    return Notification.objects.filter(~Exists(earlier), state=NotificationState.QUEUED)
 
 
 def next_due() -> datetime | None:
-    """When the next message wants to be sent, if there is one."""
-    queued = Notification.objects.filter(state=NotificationState.QUEUED)
-    return queued.order_by("next_attempt_at").values_list("next_attempt_at", flat=True).first()
+    """When the next message wants to be sent (it may be past), if there is one."""
+    waiting = first_in_line().order_by("next_attempt_at")
+    return waiting.values_list("next_attempt_at", flat=True).first()
 
 
-def deliver_due(*, on_gone: OnGone, limit: int = 100) -> int:
-    """Send what is due until nothing is; returns how many were attempted.
+def deliver_due(*, on_gone: OnGone, limit: int = 50) -> int:
+    """Send what is due until nothing is; returns how many were attempted, `limit` at most.
 
     Each message is claimed by one conditional UPDATE, so any number of processes may do this at once.
+    A receiver that doesn't answer keeps one of the threads; the others go on with what is due.
     `on_gone(task, code, text)` hears of tasks whose client said no or can't be reached.
     """
     attempted = 0
-    while attempted < limit:
-        claimed = [pk for pk in due().values_list("pk", flat=True)[:THREADS] if _claim(pk)]
-        if not claimed:
-            break
-        attempted += len(claimed)
-        if len(claimed) == 1:
-            _deliver(claimed[0], on_gone)
-            continue
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="fl-webhook") as pool:
-            for result in [pool.submit(_in_thread, pk, on_gone) for pk in claimed]:
-                result.result()
-    return attempted
+    sending: set[Future[None]] = set()
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="fl-webhook") as pool:
+        while True:
+            claimed = _claim_due(min(THREADS - len(sending), limit - attempted))
+            attempted += len(claimed)
+            sending |= {pool.submit(_in_thread, pk, on_gone) for pk in claimed}
+            if not sending:
+                return attempted
+            _, sending = wait(sending, LOOK_SECONDS, FIRST_COMPLETED)
+
+
+def _claim_due(most: int) -> list[int]:
+    if most <= 0:
+        return []
+    due = first_in_line().filter(next_attempt_at__lte=timezone.now()).order_by("id")
+    return [pk for pk in due.values_list("pk", flat=True)[:most] if _claim(pk)]
 
 
 def _claim(pk: int) -> bool:
@@ -87,44 +93,50 @@ def _claim(pk: int) -> bool:
 def _in_thread(pk: int, on_gone: OnGone) -> None:
     try:
         _deliver(pk, on_gone)
+    except (IllegalMove, Notification.DoesNotExist):
+        log.info("notification %s was settled or deleted by somebody else", pk)
+    except (
+        Exception
+    ):  # one message must not stop the others; its claim expires, attempts are counted
+        log.exception("notification %s could not be handled", pk)
     finally:
         connection.close()
 
 
 def _deliver(pk: int, on_gone: OnGone) -> None:
+    """One attempt. The task goes before the message is settled: a kill in between repeats, it loses nothing."""
     notification = Notification.objects.select_related("receiver", "task__round", "training").get(
         pk=pk
     )
     task = notification.task
-    now = timezone.now()
+    if task is not None and task.state != TaskState.OPEN:
+        _settle(notification, NotificationState.FAILED, "obsolete")
+        return
+    if notification.attempt > settings.FL_WEBHOOK_ATTEMPTS:  # the last one never came to its end
+        _give_up(notification, notification.last_error or "no attempt came to its end", on_gone)
+        return
     try:
-        if task is not None and task.state != TaskState.OPEN:
-            move(notification, NotificationState.FAILED, last_error="obsolete", finished_at=now)
-            return
-        try:
-            url = notification.receiver.message_endpoint
-            status = _transport(url).deliver(message_of(notification, url))
-        except Rejected as error:
-            move(
-                notification,
-                NotificationState.REJECTED,
-                last_status=error.status,
-                last_error=str(error),
-                finished_at=timezone.now(),
-            )
-            _gone(task, "REJECTED", str(error), on_gone)
-        except Unreachable as error:
-            _again(notification, str(error), on_gone)
-        else:
-            move(
-                notification,
-                NotificationState.DELIVERED,
-                last_status=status,
-                last_error="",
-                finished_at=timezone.now(),
-            )
-    except IllegalMove:
-        log.info("notification %s was settled by somebody else", pk)
+        url = notification.receiver.message_endpoint
+        status = _transport(url).deliver(message_of(notification, url))
+    except Rejected as error:
+        _gone(task, "REJECTED", str(error), on_gone)
+        _settle(notification, NotificationState.REJECTED, str(error), error.status)
+    except Unreachable as error:
+        _again(notification, str(error), on_gone)
+    else:
+        _settle(notification, NotificationState.DELIVERED, "", status)
+
+
+def _settle(
+    notification: Notification, state: NotificationState, error: str, status: int | None = None
+) -> None:
+    move(
+        notification,
+        state,
+        last_error=error[:MAX_ERROR],
+        last_status=status,
+        finished_at=timezone.now(),
+    )
 
 
 def _transport(url: str) -> Transport:
@@ -136,26 +148,30 @@ def _transport(url: str) -> Transport:
 
 def _again(notification: Notification, error: str, on_gone: OnGone) -> None:
     if notification.attempt >= settings.FL_WEBHOOK_ATTEMPTS:
-        move(
-            notification,
-            NotificationState.FAILED,
-            last_error=error,
-            finished_at=timezone.now(),
-        )
-        _gone(notification.task, "UNREACHABLE", error, on_gone)
+        _give_up(notification, error, on_gone)
         return
-    pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (notification.attempt - 1))
-    pause *= random.uniform(0.8, 1.2)  # noqa: S311 - spreads retries, keeps no secret
     Notification.objects.filter(pk=notification.pk, state=NotificationState.QUEUED).update(
-        next_attempt_at=timezone.now() + timedelta(seconds=pause), last_error=error[:2000]
+        next_attempt_at=timezone.now() + pause(notification.attempt), last_error=error[:MAX_ERROR]
     )
+
+
+def pause(attempt: int) -> timedelta:
+    """After the first attempt 5 s, then twice as long each time up to 300 s, give or take a fifth."""
+    seconds = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(attempt - 1, 10))
+    spread = random.uniform(0.8, 1.2)  # noqa: S311 - spreads retries, keeps no secret
+    return timedelta(seconds=seconds * spread)
+
+
+def _give_up(notification: Notification, error: str, on_gone: OnGone) -> None:
+    _gone(notification.task, "UNREACHABLE", error, on_gone)
+    _settle(notification, NotificationState.FAILED, error)
 
 
 def _gone(task: Task | None, code: str, text: str, on_gone: OnGone) -> None:
     """A client that has fetched its task by polling is there, whatever its webhook says."""
     if task is None:
         return
-    task.refresh_from_db()
+    task.refresh_from_db(fields=["state", "fetched_at"])
     if task.state == TaskState.OPEN and task.fetched_at is None:
         on_gone(task, code, text)
 

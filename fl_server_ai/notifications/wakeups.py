@@ -1,6 +1,7 @@
 """Wakes the long-polls of this process when something has changed for a user; missing a wake-up costs a second.
 
 Three sources: this process's own commits, Redis where there is one, and a look at the rows once a second.
+The threads that listen and look run only while somebody waits.
 """
 
 import json
@@ -9,17 +10,22 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
+from functools import cache
 
 import redis
 from django.conf import settings
-from django.db import DatabaseError, connection, transaction
+from django.db import Error, connection, transaction
 from django.utils import timezone
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-from fl_server_core.models import Task, Training
+from fl_server_core.lifecycle import TaskState
+from fl_server_core.models import Participant, Task, Training
 
 log = logging.getLogger("fl.server")
 CHANNEL = "fl:wake"
 LOOK_SECONDS = 1.0
+OVERLAP = timedelta(seconds=10)  # rows older than this when they are committed are missed
 REDIS_PAUSE = 5.0
 MAX_KNOWN = 10_000
 
@@ -28,9 +34,11 @@ _condition = threading.Condition()
 _generations: dict[str, int] = {}
 _floor = 0
 _clock = 0
-_waker: threading.Thread | None = None
+_waiting = 0
+_threads: dict[str, threading.Thread] = {}
 _forward: Callable[[list[str]], None] | None = None
 _redis_silent_until = 0.0
+_redis_away = False
 
 
 def generation(user_id: str) -> int:
@@ -41,17 +49,29 @@ def generation(user_id: str) -> int:
 
 def wait(user_id: str, seen: int, seconds: float) -> None:
     """Return when the generation is no longer the one seen, or after `seconds`."""
-    _start_waker()
+    global _waiting
     with _condition:
-        _condition.wait_for(lambda: _generations.get(user_id, _floor) != seen, seconds)
+        _waiting += 1
+        try:
+            _start("fl-waker", _look)
+            if settings.FL_EXECUTOR == "celery":
+                _start("fl-waker-redis", _listen)
+            _condition.wait_for(lambda: _generations.get(user_id, _floor) != seen, seconds)
+        finally:
+            _waiting -= 1
+            if not _waiting:
+                _condition.notify_all()  # the threads may go
 
 
 def wake(user_ids: Iterable[str]) -> None:
     """Wake these users' long-polls in this process."""
     global _clock, _floor
+    ids = list(user_ids)
+    if not ids:
+        return
     with _condition:
         _clock += 1
-        for user_id in user_ids:
+        for user_id in ids:
             _generations[user_id] = _clock
         if len(_generations) > MAX_KNOWN:  # forget everybody: one spurious wake-up each
             _generations.clear()
@@ -66,10 +86,10 @@ def set_forwarder(forward: Callable[[list[str]], None] | None) -> None:
 
 
 def publish(user_ids: Iterable[str]) -> None:
-    """Wake these users' long-polls, in every process, once the transaction has committed."""
+    """Wake these users' long-polls, in every process, once the transaction has committed. Never raises."""
     ids = list(user_ids)
     if ids:
-        transaction.on_commit(lambda: _publish(ids))
+        transaction.on_commit(lambda: _publish(ids), robust=True)
 
 
 def _publish(ids: list[str]) -> None:
@@ -80,66 +100,109 @@ def _publish(ids: list[str]) -> None:
     if settings.FL_EXECUTOR != "celery" or time.monotonic() < _redis_silent_until:
         return
     try:
-        _client().publish(CHANNEL, json.dumps(ids))
+        _client(settings.FL_REDIS_URL).publish(CHANNEL, json.dumps(ids))
+        _note_redis(None)
     except (redis.RedisError, OSError) as error:
         _redis_silent_until = time.monotonic() + REDIS_PAUSE
-        log.warning("wake-up not published (%s); polls notice within a second", error)
+        _note_redis(error)
 
 
-_shared: "redis.Redis | None" = None
+@cache
+def _client(url: str) -> redis.Redis:
+    """One for all threads. It doesn't retry: whoever publishes must not be kept waiting."""
+    return redis.Redis.from_url(
+        url, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0)
+    )
 
 
-def _client() -> "redis.Redis":
-    global _shared
-    if _shared is None:
-        _shared = redis.Redis.from_url(
-            settings.FL_REDIS_URL, socket_timeout=1, socket_connect_timeout=1
-        )
-    return _shared
+def _note_redis(error: Exception | None) -> None:
+    """One line when Redis goes away, one when it is back."""
+    global _redis_away
+    if error is not None and not _redis_away:
+        log.warning("no wake-ups through Redis (%s); polls look once a second", error)
+    elif error is None and _redis_away:
+        log.info("wake-ups go through Redis again")
+    _redis_away = error is not None
 
 
-def _start_waker() -> None:
-    global _waker
+def _start(name: str, work: Callable[[str], None]) -> None:
+    """Have this thread run; the condition is held."""
+    thread = _threads.get(name)
+    if thread is None or not thread.is_alive():
+        _threads[name] = threading.Thread(target=work, args=(name,), daemon=True, name=name)
+        _threads[name].start()
+
+
+def _still_waited_for(name: str, pause: float = 0.0) -> bool:
+    """After a pause: whether anybody waits. If nobody does, the thread is forgotten and has to end."""
     with _condition:
-        if _waker is not None and _waker.is_alive():
-            return
-        _waker = threading.Thread(target=_look_forever, daemon=True, name="fl-waker")
-        _waker.start()
-        if settings.FL_EXECUTOR == "celery":
-            threading.Thread(target=_listen_forever, daemon=True, name="fl-waker-redis").start()
+        _condition.wait_for(lambda: not _waiting, pause)
+        if not _waiting:
+            _threads.pop(name, None)
+        return bool(_waiting)
 
 
-def _look_forever() -> None:
+def _look(name: str) -> None:
     since = timezone.now()
-    while True:
-        time.sleep(LOOK_SECONDS)
+    while _still_waited_for(name, LOOK_SECONDS):
         now = timezone.now()
         try:
-            wake(changed_since(since - timedelta(seconds=2)))
+            wake(changed_since(since - OVERLAP))
             since = now
-        except DatabaseError as error:
+        except Error as error:
             log.warning("could not look for changes: %s", error)
         finally:
             connection.close()
 
 
-def changed_since(moment: datetime) -> list[str]:
-    """Users who got a task since then, and those whose training ended."""
-    asked = Task.objects.filter(created_at__gte=moment).values_list("user_id", flat=True)
-    ended = Training.objects.filter(finished_at__gte=moment).values_list(
-        "memberships__user_id", flat=True
+def changed_since(moment: datetime) -> set[str]:
+    """Users who got a task since then, who were taken out, or whose training ended."""
+    asked = Task.objects.filter(state=TaskState.OPEN, created_at__gte=moment)
+    ended = Training.objects.filter(finished_at__gte=moment)
+    removed = Participant.objects.filter(removed_at__gte=moment)
+    found = (
+        asked.order_by()
+        .values_list("user_id", flat=True)
+        .union(
+            ended.order_by().values_list("memberships__user_id", flat=True),
+            removed.values_list("user_id", flat=True),
+        )
     )
-    return [str(pk) for pk in {*asked, *ended}]
+    return {str(pk) for pk in found if pk is not None}
 
 
-def _listen_forever() -> None:
-    while True:
+def _listen(name: str) -> None:
+    pause = 0.0
+    while _still_waited_for(name, pause):
         try:
-            with redis.Redis.from_url(settings.FL_REDIS_URL, socket_connect_timeout=2) as client:
-                listener = client.pubsub(ignore_subscribe_messages=True)
-                listener.subscribe(CHANNEL)
-                for message in listener.listen():
-                    wake(json.loads(message["data"]))
-        except (redis.RedisError, OSError, ValueError) as error:
-            log.warning("no wake-ups from Redis (%s); polls look once a second", error)
-            time.sleep(REDIS_PAUSE)
+            _hear(name)
+        except (redis.RedisError, OSError) as error:
+            _note_redis(error)
+            pause = REDIS_PAUSE
+        else:
+            return
+
+
+def _hear(name: str) -> None:
+    """Pass on what Redis says, until nobody waits."""
+    with (
+        redis.Redis.from_url(
+            settings.FL_REDIS_URL, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
+        ) as client,
+        client.pubsub(ignore_subscribe_messages=True) as listener,
+    ):
+        listener.subscribe(CHANNEL)
+        _note_redis(None)
+        while _still_waited_for(name):
+            message = listener.get_message(timeout=LOOK_SECONDS)
+            if message is not None:
+                wake(_ids(message["data"]))
+
+
+def _ids(data: bytes) -> list[str]:
+    """What a message says; none if it isn't one of ours."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return []
+    return [str(pk) for pk in found] if isinstance(found, list) else []

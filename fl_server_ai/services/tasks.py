@@ -1,17 +1,18 @@
 """What a client is asked to do now: computed from rows at every question, waited for without a connection."""
 
+import json
 import time
 from typing import Any
 
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import Q
+from django.db.models import F, Q
 from django.utils import timezone
 
 from fl_server_ai.notifications import wakeups
 from fl_server_ai.services.rounds import round_advance
 from fl_server_ai.services.training_options import client_config
-from fl_server_core.exceptions import NotFound
+from fl_server_core.exceptions import Invalid, NotFound
 from fl_server_core.lifecycle import (
     OPEN_PHASES,
     TERMINAL_TRAINING_STATES,
@@ -20,13 +21,15 @@ from fl_server_core.lifecycle import (
     TaskState,
     TrainingState,
 )
-from fl_server_core.models import GlobalModel, ModelVersion, Task, Training, User
+from fl_server_core.models import GlobalModel, ModelVersion, Participant, Task, Training, User
 from fl_server_core.selectors import tasks_visible_to
 from fl_server_core.services.rounds import current_round, round_tally, task_fail
 from fl_server_core.services.trainings import training_locked
 
 RETRY_AFTER = 2.0  # seconds
-MAX_LOG_TAIL = 3_000
+RUNNING = (TrainingState.ONGOING, TrainingState.SWAG_ROUND)
+MAX_PROGRESS = 65_536  # bytes of JSON
+MAX_CODE, MAX_FAILURE, MAX_LOG_TAIL = 64, 900, 3_000  # characters; together they fit in the column
 ASKING = Q(kind=TaskKind.TRAIN, round__phase__in=list(OPEN_PHASES)) | Q(
     kind=TaskKind.EVALUATE, round__phase=RoundPhase.TESTING
 )
@@ -36,7 +39,7 @@ def task_next(*, user: User) -> dict[str, Any]:
     """A task, or what is waited for, or that all is done. Asking again gives the same task."""
     task = (
         tasks_visible_to(user)
-        .filter(ASKING, state=TaskState.OPEN, round__training__state=TrainingState.ONGOING)
+        .filter(ASKING, state=TaskState.OPEN, round__training__state__in=RUNNING)
         .order_by("created_at", "id")
         .first()
     )
@@ -80,41 +83,55 @@ def _task(task: Task) -> dict[str, Any]:
 
 
 def _nothing_to_do(user: User) -> dict[str, Any]:
-    trainings = list(
-        Training.objects.filter(memberships__user=user)
-        .select_related("model__current_version__blob")
-        .order_by("-finished_at", "-created_at")
+    live = (
+        Training.objects.filter(memberships__user=user, memberships__removed_at=None)
+        .exclude(state__in=TERMINAL_TRAINING_STATES)
+        .order_by(F("started_at").asc(nulls_last=True), "created_at")
+        .first()
     )
-    if not trainings:
-        return _wait("you are not in any training yet")
-    mine = set(
-        Training.objects.filter(memberships__user=user, memberships__removed_at=None).values_list(
-            "pk", flat=True
+    if live is not None:
+        return _wait(_reason(live))
+    last = (
+        Participant.objects.filter(user=user)
+        .select_related("training__model__current_version__blob")
+        .order_by(
+            F("removed_at").desc(nulls_first=True),
+            F("training__finished_at").desc(nulls_last=True),
         )
+        .first()
     )
-    for training in trainings:
-        if training.pk in mine and training.state not in TERMINAL_TRAINING_STATES:
-            return _wait(_reason(training))
-    return _done(trainings[0], removed=trainings[0].pk not in mine)
+    if last is None:
+        return _wait("you are not in any training yet")
+    return _done(last)
 
 
 def _wait(reason: str) -> dict[str, Any]:
     return {"state": "wait", "retry_after": RETRY_AFTER, "reason": reason}
 
 
-def _done(training: Training, *, removed: bool) -> dict[str, Any]:
-    return {
+def _done(membership: Participant) -> dict[str, Any]:
+    """The end. Who was taken out may no longer fetch the model, so there is none in the answer."""
+    training = membership.training
+    answer = {
         "state": "done",
-        "final_model": _weights(training.model, training.model.weights),
         "training": str(training.pk),
         "training_state": training.state,
-        "reason": "you were taken out of the training" if removed else training.reason,
+    }
+    if membership.removed_at is not None:
+        return {**answer, "reason": f"you were taken out of training {training.pk}"}
+    ended = f"training {training.pk} is {training.get_state_display()}"
+    return {
+        **answer,
+        "final_model": _weights(training.model, training.model.weights),
+        "reason": training.reason or ended,
     }
 
 
 def _reason(training: Training) -> str:
     if training.state == TrainingState.INITIAL:
         return f"training {training.pk} has not started yet"
+    if training.state == TrainingState.PAUSED:
+        return f"training {training.pk} is paused"
     round = current_round(training)
     if round is None:
         return f"training {training.pk} has no round yet"
@@ -156,14 +173,18 @@ def task_progress(
     metrics: dict[str, float] | None = None,
     timings: dict[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Note how far a client is; tells it to stop when nobody waits for its answer any more."""
+    """Note how far a client is; tells it to stop when nobody waits for its answer any more.
+
+    `Invalid` if there is too much of it, or anything that the database could not hold.
+    """
     _own(task, user)
     progress = {"step": step, "of": of, "metrics": metrics or {}, "timings": timings or {}}
+    _check_progress(progress)
     Task.objects.filter(pk=task.pk, state=TaskState.OPEN).update(
         progress=progress, progress_at=timezone.now()
     )
-    task.refresh_from_db()
-    running = task.round.training.state == TrainingState.ONGOING and task.state == TaskState.OPEN
+    task = Task.objects.select_related("round__training").get(pk=task.pk)
+    running = task.round.training.state in RUNNING and task.state == TaskState.OPEN
     deadline = task.round.deadline
     return {
         "command": None if running else "stop",
@@ -171,14 +192,29 @@ def task_progress(
     }
 
 
+def _check_progress(progress: dict[str, Any]) -> None:
+    try:
+        text = json.dumps(progress, allow_nan=False, ensure_ascii=False)
+        size = len(text.encode())
+    except ValueError as error:  # NaN, infinity, half of a surrogate pair
+        raise Invalid(f"progress can't be stored: {error}", code="BAD_PROGRESS") from error
+    if "\\u0000" in text:
+        raise Invalid("progress can't be stored: it holds a NUL", code="BAD_PROGRESS")
+    if size > MAX_PROGRESS:
+        raise Invalid(f"progress is larger than {MAX_PROGRESS} bytes", code="BAD_PROGRESS")
+
+
 @transaction.atomic
 def task_failure(*, task: Task, user: User, code: str, text: str, log_tail: str = "") -> None:
-    """End a client's part in a round because it says that it failed; the round goes on without it."""
+    """End a client's part in a round because it says that it failed; the round goes on without it.
+
+    Said again, or after the part has ended otherwise, it changes nothing.
+    """
     _own(task, user)
     training = training_locked(task.round.training_id)
     task = Task.objects.select_related("round").get(pk=task.pk)
-    said = f"{text}\n{log_tail[-MAX_LOG_TAIL:]}".strip()
-    task_fail(task=task, code=code, text=said)
+    said = f"{text[:MAX_FAILURE]}\n{log_tail[-MAX_LOG_TAIL:]}".strip()
+    task_fail(task=task, code=code[:MAX_CODE], text=said)
     round_advance(training_id=training.pk)
 
 

@@ -1,0 +1,729 @@
+"""Webhook messages: what is sent, where it may go, in which order, and what follows from a refusal."""
+
+import hashlib
+import hmac
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+import trustme
+from django.utils import timezone
+
+from fl_server_ai.notifications import delivery, guard
+from fl_server_ai.notifications.transports import (
+    TRANSPORTS,
+    Message,
+    Rejected,
+    Unreachable,
+    https,
+)
+from fl_server_ai.services.notifications import notifications_deliver
+from fl_server_core.lifecycle import NotificationState, RoundPhase, TaskState, TrainingState, move
+from fl_server_core.models import Notification, Round, Task, TrainerEvent, User
+from fl_server_core.services.tokens import webhook_secret
+from tests.scenes import Scene, scene
+
+Behave = Callable[[BaseHTTPRequestHandler], None]
+in_database = pytest.mark.django_db(transaction=True)
+
+
+def answering(status: int, **headers: str) -> Behave:
+    def behave(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.send_header("Content-Length", "2")
+        handler.end_headers()
+        handler.wfile.write(b"{}")
+
+    return behave
+
+
+def hanging_up(handler: BaseHTTPRequestHandler) -> None:
+    """No answer at all: for the sender, nobody is there."""
+
+
+class Endpoint:
+    """A client's HTTP server on loopback; `behave` says how it answers, by default and by path."""
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.behave: Behave = answering(200)
+        self.at: dict[str, Behave] = {}
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
+        self.connections = 0
+        self.release = threading.Event()
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def setup(self) -> None:
+                endpoint.connections += 1
+                super().setup()
+
+            def do_POST(self) -> None:
+                raw = self.rfile.read(int(self.headers["Content-Length"]))
+                endpoint.requests.append((self.path, dict(self.headers.items()), raw))
+                endpoint.at.get(self.path, endpoint.behave)(self)
+
+            def log_message(self, format: str, *args: Any) -> None: ...
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                """Senders hang up on slow endpoints; that is what is tested."""
+
+        self.server = Server(("127.0.0.1", 0), Handler)
+        if tls is not None:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
+        self.port = self.server.server_port
+        self.url = f"http://127.0.0.1:{self.port}/hook"
+        self._thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
+        self._thread.start()
+
+    def messages(self, path: str | None = None) -> list[dict[str, Any]]:
+        return [json.loads(raw) for at, _, raw in self.requests if path in {None, at}]
+
+    def types(self, path: str | None = None) -> list[str]:
+        return [message["notification_type"] for message in self.messages(path)]
+
+    def close(self) -> None:
+        self.release.set()
+        self.server.shutdown()
+        self.server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def endpoint(settings: Any) -> Iterator[Endpoint]:
+    settings.FL_WEBHOOK_ALLOW_PRIVATE = True
+    found = Endpoint()
+    yield found
+    found.close()
+
+
+def deliver(url: str, body: bytes = b"{}") -> int:
+    return TRANSPORTS[url.split(":")[0]]().deliver(Message(url, body, {"X-Test": "yes"}))
+
+
+def send_all() -> int:
+    """Deliver as the executors do, whatever the pauses between attempts are."""
+    Notification.objects.filter(state=NotificationState.QUEUED).update(
+        next_attempt_at=timezone.now()
+    )
+    return notifications_deliver()
+
+
+def paths_apart(told: Scene, endpoint: Endpoint) -> None:
+    """Give every site a path of its own, after its name."""
+    for name, user in told.sites.items():
+        User.objects.filter(pk=user.pk).update(
+            message_endpoint=f"http://127.0.0.1:{endpoint.port}/{name}"
+        )
+
+
+def of(told: Scene, site: str, type: str) -> Notification:
+    return Notification.objects.get(receiver=told.sites[site], type=type)
+
+
+# --- what is sent -----------------------------------------------------------------------------
+
+
+@in_database
+def test_a_message_has_the_fields_of_the_wire_contract_and_a_signature_over_its_bytes(
+    endpoint: Endpoint,
+) -> None:
+    told = scene("ada", endpoint=endpoint.url)
+
+    notifications_deliver()
+
+    path, headers, raw = endpoint.requests[1]
+    row = of(told, "ada", "UPDATE_ROUND_START")
+    task = told.task("ada")
+    deadline = told.round.deadline
+    assert deadline is not None
+    assert path == "/hook"
+    assert json.loads(raw) == {
+        "notification_type": "UPDATE_ROUND_START",
+        "training_uuid": str(told.training.pk),
+        "body": {"round": 0, "global_model_uuid": str(told.training.model_id)},
+        "delivery_id": str(row.delivery_id),
+        "task_id": str(task.pk),
+        "deadline": deadline.isoformat(),
+    }
+    assert headers["Content-Type"] == "application/json"
+    assert headers["X-FL-Delivery"] == str(row.delivery_id)
+    signed = headers["X-FL-Timestamp"].encode() + b"." + raw
+    secret = webhook_secret(user=told.sites["ada"]).encode()
+    assert headers["X-FL-Signature"] == (
+        "sha256=" + hmac.new(secret, signed, hashlib.sha256).hexdigest()
+    )
+    assert (row.state, row.last_status, row.attempt) == ("delivered", 200, 1)
+
+
+@in_database
+def test_every_receiver_has_a_secret_of_its_own(endpoint: Endpoint) -> None:
+    told = scene(endpoint=endpoint.url)
+
+    assert webhook_secret(user=told.sites["ada"]) != webhook_secret(user=told.sites["grace"])
+
+
+# --- where it may go --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [200, 202, 204])
+def test_any_success_is_a_delivery(endpoint: Endpoint, status: int) -> None:
+    endpoint.behave = answering(status)
+
+    assert deliver(endpoint.url) == status
+
+
+@pytest.mark.parametrize("status", [400, 404, 410, 500, 503])
+def test_any_other_status_is_a_rejection(endpoint: Endpoint, status: int) -> None:
+    endpoint.behave = answering(status)
+
+    with pytest.raises(Rejected) as caught:
+        deliver(endpoint.url)
+
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_rejections_and_nobody_follows_them(endpoint: Endpoint, status: int) -> None:
+    endpoint.behave = answering(status, Location=f"http://127.0.0.1:{endpoint.port}/elsewhere")
+
+    with pytest.raises(Rejected) as caught:
+        deliver(endpoint.url)
+
+    assert caught.value.status == status
+    assert [path for path, _, _ in endpoint.requests] == ["/hook"]
+
+
+def test_an_endpoint_that_never_answers_is_unreachable(endpoint: Endpoint, settings: Any) -> None:
+    settings.FL_WEBHOOK_READ_SECONDS = 0.2
+    endpoint.behave = lambda handler: void(endpoint.release.wait(30))
+
+    with pytest.raises(Unreachable, match="ReadTimeout"):
+        deliver(endpoint.url)
+
+
+def void(_: object) -> None:
+    """For lambdas that must return nothing."""
+
+
+def test_an_endpoint_that_drips_is_cut_off(endpoint: Endpoint, settings: Any) -> None:
+    """Each byte comes within the read timeout; the whole answer never would."""
+    settings.FL_WEBHOOK_CONNECT_SECONDS = settings.FL_WEBHOOK_READ_SECONDS = 0.3
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        while not endpoint.release.wait(0.05):
+            handler.wfile.write(b"z")
+
+    endpoint.behave = drip
+
+    with pytest.raises(Unreachable, match="Timeout"):
+        deliver(endpoint.url)
+
+
+def test_an_endless_answer_is_a_delivery_of_which_little_is_read(endpoint: Endpoint) -> None:
+    sent: list[int] = []
+
+    def gush(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while not endpoint.release.is_set():
+            sent.append(handler.wfile.write(bytes(65_536)))
+
+    endpoint.behave = gush
+
+    assert deliver(endpoint.url) == 200
+
+
+def test_an_endpoint_that_hangs_up_is_unreachable(endpoint: Endpoint) -> None:
+    endpoint.behave = hanging_up
+
+    with pytest.raises(Unreachable):
+        deliver(endpoint.url)
+
+
+def test_a_port_where_nobody_listens_is_unreachable(settings: Any) -> None:
+    settings.FL_WEBHOOK_ALLOW_PRIVATE = True
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    with pytest.raises(Unreachable, match="ConnectError"):
+        deliver(f"http://127.0.0.1:{port}/")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1"])
+def test_loopback_is_refused_and_nothing_connects(
+    endpoint: Endpoint, settings: Any, host: str
+) -> None:
+    settings.FL_WEBHOOK_ALLOW_PRIVATE = False
+
+    with pytest.raises(Rejected, match="ADDRESS_REFUSED"):
+        deliver(f"http://{host}:{endpoint.port}/hook")
+
+    assert endpoint.connections == 0
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "0.0.0.0",  # noqa: S104
+        "10.1.2.3",
+        "100.64.0.1",
+        "127.0.0.1",
+        "169.254.169.254",
+        "172.16.0.1",
+        "192.168.1.1",
+        "192.0.2.1",
+        "198.18.0.1",
+        "224.0.0.1",
+        "240.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "::127.0.0.1",
+        "::ffff:10.0.0.1",
+        "::ffff:0:127.0.0.1",
+        "64:ff9b::10.0.0.1",
+        "64:ff9b:1::7f00:1",
+        "2002:0a00:0001::1",
+        "2001::1",
+        "2001:db8::1",
+        "3fff::1",
+        "fc00::1",
+        "fe80::1%eth0",
+        "fec0::1",
+        "ff0e::1",
+    ],
+)
+def test_addresses_off_the_internet_are_refused(address: str) -> None:
+    assert not guard.is_public(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["93.184.216.34", "2606:2800:220:1::1", "::ffff:93.184.216.34", "64:ff9b::5db8:d822"],
+)
+def test_addresses_on_the_internet_are_not(address: str) -> None:
+    assert guard.is_public(address)
+
+
+def resolving(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
+    """Names resolve to the answers one after the other; returns where connections are tried."""
+    left = iter(answers)
+    tried: list[str] = []
+
+    def resolve(host: str, port: int, **_: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in next(left)]
+
+    def connect(address: tuple[str, int], *_: Any, **__: Any) -> socket.socket:
+        tried.append(address[0])
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    return tried
+
+
+def test_a_name_that_changes_its_mind_is_connected_where_it_was_checked(
+    monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    settings.FL_WEBHOOK_ALLOW_PRIVATE = False
+    tried = resolving(monkeypatch, ["93.184.216.34"], ["127.0.0.1"])
+
+    with pytest.raises(Unreachable):
+        deliver("http://rebind.example/hook")
+
+    assert tried == ["93.184.216.34"]
+
+
+def test_one_private_address_among_several_refuses_the_name(
+    monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    settings.FL_WEBHOOK_ALLOW_PRIVATE = False
+    tried = resolving(monkeypatch, ["93.184.216.34", "10.0.0.1"])
+
+    with pytest.raises(Rejected, match=r"ADDRESS_REFUSED: mixed\.example is 10\.0\.0\.1"):
+        deliver("http://mixed.example/hook")
+
+    assert tried == []
+
+
+def test_the_next_address_is_tried_when_one_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    settings.FL_WEBHOOK_ALLOW_PRIVATE = False
+    tried = resolving(monkeypatch, ["93.184.216.34", "93.184.216.35"])
+
+    with pytest.raises(Unreachable):
+        deliver("http://two.example/hook")
+
+    assert tried == ["93.184.216.34", "93.184.216.35"]
+
+
+def test_a_resolver_that_hangs_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    settings.FL_WEBHOOK_CONNECT_SECONDS = 0.1
+    release = threading.Event()
+
+    def resolve(*_: Any, **__: Any) -> list[Any]:
+        release.wait(30)
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+    with pytest.raises(Unreachable, match="not resolved in time"):
+        deliver("http://slow.example/hook")
+    release.set()
+
+
+def test_a_name_that_nobody_knows_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(*_: Any, **__: Any) -> list[Any]:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+    with pytest.raises(Unreachable, match="has no address"):
+        deliver("http://nowhere.example/hook")
+
+
+@pytest.mark.parametrize("url", ["http://" + "a" * 70 + ".example/", "http://bücher.example/"])
+def test_what_is_no_host_name_is_rejected(url: str) -> None:
+    with pytest.raises(Rejected, match="BAD_ENDPOINT"):
+        deliver(url)
+
+
+def test_proxies_of_the_environment_are_not_used(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+
+    assert deliver(endpoint.url) == 200
+
+
+@pytest.mark.parametrize("name", ["hooks.example", "other.example"])
+def test_tls_is_checked_against_the_name_although_the_address_is_dialled(
+    monkeypatch: pytest.MonkeyPatch, settings: Any, name: str
+) -> None:
+    settings.FL_WEBHOOK_ALLOW_PRIVATE = True
+    authority = trustme.CA()
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("hooks.example").configure_cert(serving)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    monkeypatch.setattr(https, "tls", lambda: trusting)
+    asked: list[str | None] = []
+    serving.sni_callback = lambda _socket, host, _context: asked.append(host)
+    found = Endpoint(serving)
+    at_home = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", found.port))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: at_home)
+
+    try:
+        if name == "hooks.example":
+            assert deliver(f"https://{name}:{found.port}/hook") == 200
+        else:
+            with pytest.raises(Unreachable, match="CERTIFICATE_VERIFY_FAILED"):
+                deliver(f"https://{name}:{found.port}/hook")
+    finally:
+        found.close()
+
+    assert asked == [name]
+
+
+# --- in which order ---------------------------------------------------------------------------
+
+
+@in_database
+def test_the_start_of_the_training_arrives_before_the_start_of_its_round(
+    endpoint: Endpoint,
+) -> None:
+    told = scene(endpoint=endpoint.url)
+    paths_apart(told, endpoint)
+
+    assert notifications_deliver() == 4
+
+    for name in told.sites:
+        assert endpoint.types(f"/{name}") == ["TRAINING_START", "UPDATE_ROUND_START"]
+    assert told.round.phase == RoundPhase.COLLECTING
+
+
+@in_database
+def test_a_later_message_waits_for_an_earlier_one_that_is_tried_again(endpoint: Endpoint) -> None:
+    told = scene("ada", endpoint=endpoint.url)
+    endpoint.behave = hanging_up
+
+    assert notifications_deliver() == 1
+    assert notifications_deliver() == 0  # its pause isn't over
+    assert told.round.phase == RoundPhase.NOTIFYING
+    endpoint.behave = answering(200)
+    assert send_all() == 2
+
+    assert endpoint.types() == ["TRAINING_START", "TRAINING_START", "UPDATE_ROUND_START"]
+    assert endpoint.messages()[0]["delivery_id"] == endpoint.messages()[1]["delivery_id"]
+
+
+@in_database
+def test_an_endpoint_that_hangs_delays_nobody_else(endpoint: Endpoint, settings: Any) -> None:
+    settings.FL_WEBHOOK_READ_SECONDS = 60.0
+    told = scene(endpoint=endpoint.url)
+    paths_apart(told, endpoint)
+    grace_is_served = threading.Event()
+    saw: list[bool] = []
+
+    def slow(handler: BaseHTTPRequestHandler) -> None:
+        saw.append(grace_is_served.wait(20))
+        answering(200)(handler)
+
+    def quick(handler: BaseHTTPRequestHandler) -> None:
+        answering(200)(handler)
+        if endpoint.types("/grace")[-1] == "UPDATE_ROUND_START":
+            grace_is_served.set()
+
+    endpoint.at = {"/ada": slow, "/grace": quick}
+
+    notifications_deliver()
+
+    assert saw == [True, True]
+
+
+@in_database
+def test_two_deliverers_send_each_message_once(endpoint: Endpoint) -> None:
+    scene(*(f"site-{i}" for i in range(10)), endpoint=endpoint.url)
+    start = threading.Barrier(2)
+    attempted: list[int] = []
+
+    def work() -> None:
+        start.wait()
+        attempted.append(notifications_deliver())
+        delivery.connection.close()
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    notifications_deliver()
+
+    ids = [message["delivery_id"] for message in endpoint.messages()]
+    assert len(ids) == len(set(ids)) == 20
+    assert set(Notification.objects.values_list("state", "attempt")) == {("delivered", 1)}
+
+
+@in_database
+def test_the_limit_is_kept(endpoint: Endpoint) -> None:
+    scene(*(f"site-{i}" for i in range(10)), endpoint=endpoint.url)
+
+    assert delivery.deliver_due(on_gone=lambda *_: None, limit=3) == 3
+
+    assert len(endpoint.requests) == 3
+
+
+@in_database
+def test_the_next_due_time_is_that_of_the_first_in_line(endpoint: Endpoint) -> None:
+    told = scene("ada", endpoint=endpoint.url)
+    later = timezone.now() + timedelta(minutes=3)
+
+    Notification.objects.filter(type="TRAINING_START").update(next_attempt_at=later)
+
+    assert delivery.next_due() == later  # the next one is due, but has to wait
+    told.training.notifications.all().delete()
+    assert delivery.next_due() is None
+
+
+# --- what follows -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attempt", range(1, 20))
+def test_pauses_double_from_five_seconds_to_five_minutes(attempt: int) -> None:
+    middle = min(5 * 2 ** (attempt - 1), 300)
+
+    seconds = delivery.pause(attempt).total_seconds()
+
+    assert 0.8 * middle <= seconds <= 1.2 * middle
+
+
+@in_database
+def test_a_client_that_rejects_its_task_is_left_out_and_the_round_goes_on(
+    endpoint: Endpoint,
+) -> None:
+    told = scene(endpoint=endpoint.url)
+    paths_apart(told, endpoint)
+    told.send("ada", 1.0)
+    endpoint.at = {"/grace": answering(403)}
+
+    notifications_deliver()
+
+    grace = told.task("grace")
+    assert (grace.state, grace.failure) == (TaskState.FAILED, "REJECTED: answered 403")
+    assert of(told, "grace", "UPDATE_ROUND_START").last_status == 403
+    assert told.round.phase == RoundPhase.AGGREGATING
+    assert TrainerEvent.objects.get().type == "TrainingRoundFinished"
+
+
+@in_database
+def test_a_training_whose_clients_all_reject_ends_with_a_reason(endpoint: Endpoint) -> None:
+    told = scene(endpoint=endpoint.url)
+    endpoint.behave = answering(500)
+
+    notifications_deliver()
+
+    assert told.now.state == TrainingState.ERROR
+    assert told.now.reason.startswith("NOT_ENOUGH_UPDATES")
+
+
+@in_database
+def test_a_refused_address_is_a_rejection_that_says_so(endpoint: Endpoint, settings: Any) -> None:
+    settings.FL_WEBHOOK_ALLOW_PRIVATE = False
+    told = scene(endpoint=endpoint.url)
+
+    notifications_deliver()
+
+    assert told.task("ada").failure.startswith("REJECTED: ADDRESS_REFUSED: 127.0.0.1")
+    assert endpoint.connections == 0
+
+
+@in_database
+def test_an_endpoint_that_is_no_web_address_is_a_rejection(endpoint: Endpoint) -> None:
+    told = scene(endpoint="ftp://127.0.0.1/hook")
+
+    notifications_deliver()
+
+    assert told.task("ada").failure == "REJECTED: BAD_ENDPOINT: nothing delivers to 'ftp'"
+
+
+@in_database
+def test_an_unreachable_client_is_given_up_after_the_last_attempt(
+    endpoint: Endpoint, settings: Any
+) -> None:
+    settings.FL_WEBHOOK_ATTEMPTS = 2
+    told = scene(endpoint=endpoint.url)
+    paths_apart(told, endpoint)
+    told.send("ada", 1.0)
+    endpoint.at = {"/grace": hanging_up}
+
+    states = []
+    for _ in range(3):
+        send_all()
+        states.append(told.task("grace").state)
+
+    assert states == [TaskState.OPEN, TaskState.OPEN, TaskState.FAILED]
+    assert told.task("grace").failure.startswith("UNREACHABLE: ")
+    assert of(told, "grace", "UPDATE_ROUND_START").state == NotificationState.FAILED
+    assert told.round.phase == RoundPhase.AGGREGATING
+
+
+@in_database
+@pytest.mark.parametrize("behave", [hanging_up, answering(500)])
+def test_a_client_that_polls_keeps_its_task_whatever_its_webhook_says(
+    endpoint: Endpoint, settings: Any, behave: Behave
+) -> None:
+    settings.FL_WEBHOOK_ATTEMPTS = 1
+    told = scene("ada", endpoint=endpoint.url)
+    Task.objects.update(fetched_at=timezone.now())
+    endpoint.behave = behave
+
+    notifications_deliver()
+
+    assert told.task("ada").state == TaskState.OPEN
+    assert not Notification.objects.filter(state=NotificationState.QUEUED).exists()
+    assert told.round.phase == RoundPhase.COLLECTING
+
+
+@in_database
+def test_a_message_about_a_task_that_is_over_is_not_sent(endpoint: Endpoint) -> None:
+    told = scene("ada", endpoint=endpoint.url)
+    move(told.task("ada"), TaskState.CANCELLED)
+
+    notifications_deliver()
+
+    row = of(told, "ada", "UPDATE_ROUND_START")
+    assert endpoint.types() == ["TRAINING_START"]
+    assert (row.state, row.last_error) == (NotificationState.FAILED, "obsolete")
+
+
+@in_database
+def test_a_message_whose_senders_were_killed_each_time_is_given_up(
+    endpoint: Endpoint, settings: Any
+) -> None:
+    told = scene("ada", endpoint=endpoint.url)
+    Notification.objects.update(attempt=settings.FL_WEBHOOK_ATTEMPTS)
+
+    notifications_deliver()
+
+    assert endpoint.requests == []
+    assert told.task("ada").failure == "UNREACHABLE: no attempt came to its end"
+
+
+@in_database
+def test_a_killed_sender_does_not_keep_its_message(endpoint: Endpoint) -> None:
+    scene("ada", endpoint=endpoint.url)
+    first = Notification.objects.order_by("id").first()
+    assert first is not None
+    assert delivery._claim(first.pk)
+
+    assert notifications_deliver() == 0
+    assert send_all() == 2
+
+    assert endpoint.types() == ["TRAINING_START", "UPDATE_ROUND_START"]
+
+
+@in_database
+def test_a_task_that_could_not_be_ended_is_ended_at_the_next_attempt(
+    endpoint: Endpoint, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = scene("ada", endpoint=endpoint.url)
+    endpoint.behave = answering(500)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("killed here")
+
+    delivery.deliver_due(on_gone=broken)
+    assert told.task("ada").state == TaskState.OPEN
+    send_all()
+
+    assert told.task("ada").state == TaskState.FAILED
+
+
+@in_database
+def test_a_message_that_cannot_be_made_stops_no_other(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = scene(endpoint=endpoint.url)
+    paths_apart(told, endpoint)
+    make = delivery.message_of
+
+    def message_of(notification: Notification, url: str) -> Message:
+        if notification.receiver_id == told.sites["ada"].pk:
+            raise RuntimeError("a bug")
+        return make(notification, url)
+
+    monkeypatch.setattr(delivery, "message_of", message_of)
+
+    notifications_deliver()
+
+    assert endpoint.types("/grace") == ["TRAINING_START", "UPDATE_ROUND_START"]
+    assert of(told, "ada", "TRAINING_START").state == NotificationState.QUEUED
+
+
+@in_database
+def test_a_round_whose_messages_were_settled_by_a_killed_process_is_collecting(
+    endpoint: Endpoint,
+) -> None:
+    told = scene("ada", endpoint=endpoint.url)
+    Notification.objects.update(state=NotificationState.DELIVERED)
+    assert Round.objects.get().phase == RoundPhase.NOTIFYING
+
+    assert notifications_deliver() == 0
+
+    assert told.round.phase == RoundPhase.COLLECTING
