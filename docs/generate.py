@@ -156,7 +156,8 @@ def errors_page() -> str:
     )
 
 
-def _subclasses(kind: type) -> Iterator[Any]:
+def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
+    below: type[Any]
     for below in kind.__subclasses__():
         yield below
         yield from _subclasses(below)
@@ -261,7 +262,8 @@ def openapi() -> dict[str, Any]:
     django.setup()
     from drf_spectacular.generators import SchemaGenerator
 
-    return dict(SchemaGenerator().get_schema(request=None, public=True))
+    generator: Any = SchemaGenerator
+    return dict(generator().get_schema(request=None, public=True))
 
 
 def main(folder: Path) -> None:

@@ -15,12 +15,13 @@ from functools import cache
 import redis
 from django.conf import settings
 from django.db import Error, connection, transaction
+from django.db.models import Q
 from django.utils import timezone
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from fl_server_core.lifecycle import TaskState
-from fl_server_core.models import Participant, Task, Training
+from fl_server_core.models import Participant, Task
 
 log = logging.getLogger("fl.server")
 CHANNEL = "fl:wake"
@@ -157,18 +158,12 @@ def _look(name: str) -> None:
 
 def changed_since(moment: datetime) -> set[str]:
     """Users who got a task since then, who were taken out, or whose training ended."""
-    asked = Task.objects.filter(state=TaskState.OPEN, created_at__gte=moment)
-    ended = Training.objects.filter(finished_at__gte=moment)
-    removed = Participant.objects.filter(removed_at__gte=moment)
-    found = (
-        asked.order_by()
-        .values_list("user_id", flat=True)
-        .union(
-            ended.order_by().values_list("memberships__user_id", flat=True),
-            removed.values_list("user_id", flat=True),
-        )
+    asked = Task.objects.filter(state=TaskState.OPEN, created_at__gte=moment).order_by()
+    ended = Participant.objects.filter(
+        Q(removed_at__gte=moment) | Q(training__finished_at__gte=moment)
     )
-    return {str(pk) for pk in found if pk is not None}
+    found = asked.values_list("user_id").union(ended.values_list("user_id"))
+    return {str(pk) for (pk,) in found}
 
 
 def _listen(name: str) -> None:

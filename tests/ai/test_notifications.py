@@ -680,7 +680,7 @@ def test_a_killed_sender_does_not_keep_its_message(endpoint: Endpoint) -> None:
 
 @in_database
 def test_a_task_that_could_not_be_ended_is_ended_at_the_next_attempt(
-    endpoint: Endpoint, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    endpoint: Endpoint,
 ) -> None:
     told = scene("ada", endpoint=endpoint.url)
     endpoint.behave = answering(500)

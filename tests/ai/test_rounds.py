@@ -5,9 +5,9 @@ from datetime import timedelta
 import numpy as np
 import pytest
 from django.utils import timezone
-from fl_server_ai.services.tasks import task_failure
 
 from fl_server_ai.services.reconciler import sweep
+from fl_server_ai.services.tasks import task_failure
 from fl_server_ai.services.trainings import training_clients_remove, training_start
 from fl_server_ai.services.updates import update_submit
 from fl_server_core.exceptions import (
