@@ -19,6 +19,9 @@ class _Part:
         self._file, self._left = file, length
 
     def read(self, size: int = -1) -> bytes:
+        if self._left <= 0:
+            self.close()
+            return b""
         data = self._file.read(self._left if size < 0 else min(size, self._left))
         self._left -= len(data)
         return data

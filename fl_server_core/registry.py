@@ -20,7 +20,7 @@ class Registry(Generic[T]):
     def __init__(self, package: str) -> None:
         self.package = package
         self._items: dict[str, type[T]] = {}
-        self._loaded = self._loading = False
+        self._state = "new"  # then loading, then loaded
         self._lock = threading.RLock()
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
@@ -45,17 +45,18 @@ class Registry(Generic[T]):
         return iter(sorted(self._items))
 
     def _load(self) -> None:
-        if self._loaded:
+        if self._state == "loaded":
             return
         with self._lock:  # threads wait for the first; what it imports may ask again
-            if self._loaded or self._loading:
+            if self._state != "new":
                 return
-            self._loading = True
+            self._state = "loading"
             try:
                 for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
                     importlib.import_module(f"{self.package}.{module.name}")
                 for entry_point in entry_points(group=self.package):
                     entry_point.load()
-                self._loaded = True
-            finally:
-                self._loading = False
+            except BaseException:
+                self._state = "new"
+                raise
+            self._state = "loaded"

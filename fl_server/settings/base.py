@@ -232,7 +232,11 @@ SPECTACULAR_SETTINGS = {
         "UpdateStateEnum": "fl_server_core.lifecycle.UpdateState",
         "AnswerStateEnum": [("task", "task"), ("wait", "wait"), ("done", "done")],
     },
-    "PREPROCESSING_HOOKS": ["fl_server_api.urls_v1.without_v1"],
+    "PREPROCESSING_HOOKS": ["fl_server_api.openapi.without_v1"],
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "fl_server_api.openapi.with_pages",
+    ],
 }
 
 # --- the rest ---------------------------------------------------------------------------------

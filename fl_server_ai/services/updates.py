@@ -8,7 +8,6 @@ from pathlib import Path
 from django.db import transaction
 
 from fl_server_ai.containers import check_against, check_finite, read_manifest
-from fl_server_ai.notifications import wakeups
 from fl_server_ai.services.intake import canonical_blob
 from fl_server_ai.services.rounds import round_advance
 from fl_server_core.exceptions import Invalid, NotFound, NotPermitted
@@ -123,6 +122,5 @@ def metrics_submit(
     rounds.evaluation_record(
         training=training, reporter=reporter, metrics=metrics, sample_size=sample_size
     )
-    if round_advance(training_id=training.pk) is not None:
-        wakeups.publish([])
+    round_advance(training_id=training.pk)
     return training.model

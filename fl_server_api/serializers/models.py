@@ -3,7 +3,7 @@
 import base64
 from typing import Any
 
-from drf_spectacular.utils import extend_schema_field
+from drf_spectacular.utils import PolymorphicProxySerializer, extend_schema_field
 from rest_framework import serializers
 from rest_framework.fields import empty
 
@@ -74,6 +74,14 @@ class LocalModelOutput(serializers.ModelSerializer[LocalModel]):
             "id", "owner", "round", "base_model", "sample_size", "state", "sha256", "size",
             "created_at",
         ]  # fmt: skip
+
+
+ANY_MODEL = PolymorphicProxySerializer(
+    component_name="AnyModel",
+    serializers=[GlobalModelOutput, LocalModelOutput],
+    resource_type_field_name=None,
+    many=True,
+)
 
 
 class MetadataOutput(GlobalModelOutput):

@@ -22,6 +22,7 @@ from fl_server_api.idempotency import create_once
 from fl_server_api.listing import listed, parameters
 from fl_server_api.serializers.common import Detail
 from fl_server_api.serializers.models import (
+    ANY_MODEL,
     GlobalModelOutput,
     LocalModelOutput,
     MetadataOutput,
@@ -59,7 +60,7 @@ class ModelsView(View):
     @extend_schema(
         operation_id="models_list",
         parameters=parameters(MODEL_FILTERS, ["created_at", "name", "round"]),
-        responses=answers({200: GlobalModelOutput(many=True)}, 400, 404),
+        responses=answers({200: ANY_MODEL}, 400, 404),
     )
     def get(self, request: Request) -> Response:
         """Global models, then your own local ones (not in pages); never any bytes."""

@@ -16,7 +16,7 @@ from fl_server_api.auth import caller
 from fl_server_api.idempotency import create_once
 from fl_server_api.listing import listed, parameters
 from fl_server_api.serializers.common import Detail
-from fl_server_api.serializers.models import GlobalModelOutput, LocalModelOutput
+from fl_server_api.serializers.models import ANY_MODEL, GlobalModelOutput, LocalModelOutput
 from fl_server_api.serializers.trainings import (
     ClientsInput,
     RoundOutput,
@@ -158,9 +158,7 @@ class TrainingModelsView(View):
 
     newest_only = False
 
-    @extend_schema(
-        operation_id="trainings_models", responses=answers({200: LocalModelOutput(many=True)}, 404)
-    )
+    @extend_schema(operation_id="trainings_models", responses=answers({200: ANY_MODEL}, 404))
     def get(self, request: Request, pk: str) -> Response:
         """The global model, then the updates that you may see."""
         training = _training(request, pk)
@@ -182,7 +180,7 @@ class TrainingLatestModelsView(TrainingModelsView):
 
     @extend_schema(
         operation_id="trainings_models_latest",
-        responses=answers({200: LocalModelOutput(many=True)}, 404),
+        responses=answers({200: ANY_MODEL}, 404),
     )
     def get(self, request: Request, pk: str) -> Response:
         """The global model, then the newest update of each participant that you may see."""

@@ -6,6 +6,7 @@ import json
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,7 @@ import pytest
 import trustme
 from django.utils import timezone
 
+from fl_client.webhook import Gate
 from fl_server_ai.notifications import delivery, guard
 from fl_server_ai.notifications.transports import (
     TRANSPORTS,
@@ -727,3 +729,47 @@ def test_a_round_whose_messages_were_settled_by_a_killed_process_is_collecting(
     assert notifications_deliver() == 0
 
     assert told.round.phase == RoundPhase.COLLECTING
+
+
+@in_database
+def test_the_client_package_accepts_a_message_once(endpoint: Endpoint) -> None:
+    told = scene("ada", endpoint=endpoint.url)
+
+    notifications_deliver()
+
+    gate = Gate(webhook_secret(user=told.sites["ada"]))
+    stranger = Gate("another secret")
+    for _, headers, raw in endpoint.requests:
+        signed = (headers["X-FL-Timestamp"], headers["X-FL-Delivery"], headers["X-FL-Signature"])
+        assert stranger.check(*signed, raw) == 401
+        assert gate.check(*signed, raw + b" ") == 401
+        assert [gate.check(*signed, raw), gate.check(*signed, raw)] == [202, 200]
+
+
+@in_database
+def test_an_unreachable_receiver_is_tried_again_after_growing_pauses(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = scene("ada", endpoint=endpoint.url)
+    endpoint.behave = hanging_up
+    monkeypatch.setattr(delivery.random, "uniform", lambda _low, _high: 1.0)
+
+    for seconds in (5, 10, 20):
+        before = timezone.now()
+        send_all()
+        row, after = of(told, "ada", "TRAINING_START"), timezone.now()
+        assert before <= row.next_attempt_at - timedelta(seconds=seconds) <= after
+        assert row.state == NotificationState.QUEUED
+        assert row.last_error
+
+
+@in_database
+def test_no_pause_is_slept_through(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene("ada", endpoint=endpoint.url)
+    endpoint.behave = hanging_up
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+
+    assert notifications_deliver() == 1
+
+    assert slept == []

@@ -1,0 +1,166 @@
+"""Nothing that a client can send is a 500, and every refusal has a code and a request id."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fl_server_api.errors import STATUS
+from fl_server_core import exceptions
+from fl_server_core.services.tokens import token_issue
+from tests.scenes import person, scene
+
+pytestmark = pytest.mark.django_db
+IDS = ["x", "0", "-1", "%00", "9" * 5000, "é", "00000000-0000-0000-0000-000000000000", "..%2f"]
+OBJECTS = ["users", "groups", "models", "trainings", "users/myself/tokens"]
+BODIES = {
+    "nothing": b"",
+    "cut": b'{"model_id":',
+    "not UTF-8": b'{"a": "\xff"}',
+    "NaN": b'{"options": {"client_config": {"a": NaN}}}',
+    "infinite": b'{"options": {"client_config": {"a": 1e999}}}',
+    "nested": b"[" * 100_000,
+    "half a surrogate": b'{"name": "\\ud800"}',
+    "NUL": b'{"name": "\\u0000", "username": "\\u0000", "label": "\\u0000"}',
+    "a list": b"[]",
+    "a number": b"7",
+    "a string": b'"x"',
+    "null": b"null",
+    "a huge number": b'{"days": 1' + b"0" * 4000 + b', "target_num_updates": 1' + b"0" * 400 + b"}",
+}
+POSTS = [
+    "users/", "groups/", "trainings/", "models/", "users/myself/tokens/", "inference/",
+    "models/{model}/", "models/{model}/metrics/", "models/{model}/preprocessing/",
+    "trainings/{training}/start/", "tasks/{task}/progress/", "tasks/{task}/failure/",
+    "tasks/{task}/result/",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+@pytest.mark.parametrize("pk", IDS, ids=lambda pk: pk[:12])
+def test_a_malformed_id_is_not_found(login, kind: str, pk: str) -> None:
+    client = login(person("ada", actor=True))
+
+    for method in (client.get, client.delete):
+        response = method(f"/api/{kind}/{pk}/")
+
+        assert response.status_code in {404, 405}
+        assert response.json()["code"] in {"NOT_FOUND", "METHOD_NOT_ALLOWED"}
+
+
+@pytest.mark.parametrize("what", BODIES)
+@pytest.mark.parametrize("path", POSTS)
+def test_a_body_that_makes_no_sense_is_refused(login, settings, what: str, path: str) -> None:
+    settings.FL_OPEN_REGISTRATION = True
+    running = scene()
+    url = "/api/" + path.format(
+        model=running.training.model_id, training=running.training.pk, task=running.task("ada").pk
+    )
+
+    response = login(running.sites["ada"]).post(
+        url, data=BODIES[what], content_type="application/json"
+    )
+
+    assert response.status_code < 500, response.content
+    if response.status_code >= 400:
+        assert response.json()["code"]
+        assert response.json()["request_id"] == response["X-Request-ID"]
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-python-pickle", "a/b;c", ""])
+def test_an_unknown_content_type_is_415(login, content_type: str) -> None:
+    response = login(person("ada", actor=True)).generic(
+        "POST", "/api/trainings/", data=b"x", content_type=content_type
+    )
+
+    assert response.status_code in {400, 415}
+    assert response.json()["code"]
+
+
+def test_an_address_without_a_route_answers_json(login) -> None:
+    response = login(None).get("/api/no/such/thing/")
+
+    assert (response.status_code, response.json()["code"]) == (404, "NOT_FOUND")
+
+
+def test_a_sane_request_id_is_kept_and_another_replaced(login) -> None:
+    client = login(None)
+
+    assert client.get("/livez", HTTP_X_REQUEST_ID="abc-12345")["X-Request-ID"] == "abc-12345"
+    assert client.get("/livez", HTTP_X_REQUEST_ID="a\r\nb<>")["X-Request-ID"] != "a\r\nb<>"
+
+
+def test_an_old_protocol_is_told_to_update(login) -> None:
+    response = login(person("ada")).get("/api/tasks/", HTTP_X_FL_PROTOCOL="0")
+
+    assert (response.status_code, response.json()["code"]) == (426, "UPGRADE_REQUIRED")
+
+
+def every_refusal() -> list[type[exceptions.DomainError]]:
+    found, todo = [], [exceptions.DomainError]
+    while todo:
+        kind = todo.pop()
+        found += kind.__subclasses__()
+        todo += kind.__subclasses__()
+    return found
+
+
+def test_every_refusal_has_a_status_and_a_code_of_its_kind() -> None:
+    from fl_server_core.services.tokens import BadToken
+
+    for kind in every_refusal():
+        assert kind.code.isupper()
+        if kind is not BadToken:  # becomes DRF's own 401
+            assert any(issubclass(kind, base) for base in STATUS), kind
+
+
+def test_livez_and_readyz(client) -> None:
+    assert client.get("/livez").json() == {"status": "ok"}
+    assert client.get("/readyz").json()["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Token", "Token x", "Token a b", "Basic !!!", "Basic " + "A" * 9000, "Basic AAA=", "Bearer x"],
+)
+def test_bad_credentials_are_401_with_the_way_to_log_in(login, header: str) -> None:
+    client = login(None)
+    client.credentials(HTTP_AUTHORIZATION=header)
+
+    response = client.get("/api/users/myself/")
+
+    assert response.status_code == 401
+    assert response["WWW-Authenticate"]
+    assert response.json()["code"]
+
+
+def test_the_web_process_does_not_load_torch() -> None:
+    code = (
+        "import os, sys; os.environ['DJANGO_SETTINGS_MODULE'] = 'fl_server.settings.test'\n"
+        "import django; django.setup()\n"
+        "import fl_server.urls, fl_server.wsgi\n"
+        "from fl_server_ai.aggregation import STRATEGIES; list(STRATEGIES)\n"
+        "assert 'torch' not in sys.modules"
+    )
+
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_way_to_log_in_works(login) -> None:
+    import base64
+
+    ada = person("ada")
+    ada.set_password("a long pass phrase")
+    ada.save()
+    key = token_issue(user=ada)
+    for text in (
+        f"Token {key}",
+        "Basic " + base64.b64encode(f"{key}:".encode()).decode(),
+        "Basic " + base64.b64encode(b"ada:a long pass phrase").decode(),
+    ):
+        client = login(None)
+        client.credentials(HTTP_AUTHORIZATION=text)
+        assert client.get("/api/users/myself/").json()["username"] == "ada"
+    session = login(None)
+    session.force_login(ada)
+    assert session.get("/api/users/myself/").status_code == 200

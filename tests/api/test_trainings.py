@@ -1,0 +1,302 @@
+"""Trainings, users, lists and idempotency over HTTP."""
+
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from fl_server_core.models import Training, User
+from tests.scenes import Scene, person, scene
+
+pytestmark = pytest.mark.django_db
+REGISTRATION = {"username": "ada", "password": "a long pass phrase"}
+
+
+def body(running: Scene, **fields: Any) -> dict[str, Any]:
+    return {
+        "model_id": str(running.training.model_id),
+        "target_num_updates": 2,
+        "metric_names": [],
+        "aggregation_method": "FedAvg",
+        **fields,
+    }
+
+
+def test_a_training_is_created_started_and_seen(login) -> None:
+    running = scene(started=False)
+    client = login(running.actor)
+    clients = [str(user.pk) for user in running.sites.values()]
+
+    created = client.post("/api/trainings/", body(running, clients=clients * 2))
+    training = created.json()["training_id"]
+    started = client.post(f"/api/trainings/{training}/start/")
+    again = client.post(f"/api/trainings/{training}/start/")
+    found = client.get(f"/api/trainings/{training}/").json()
+
+    assert (created.status_code, started.status_code) == (201, 202)
+    assert (again.status_code, again.json()["state"]) == (409, "O")
+    assert (found["state"], found["round"]) == ("O", 0)
+    assert (found["local_models_arrived"], found["local_models_expected"]) == (0, 2)
+    assert sorted(found["participants"]) == sorted(clients)
+    assert found["model"] != str(running.training.model_id)  # that one was in use: it was cloned
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code"),
+    [
+        ({"aggregation_method": "FedDC"}, 400, "NOT_AVAILABLE"),
+        ({"aggregation_method": "SCAFFOLD"}, 400, "NOT_AVAILABLE"),
+        ({"aggregation_method": "nonsense"}, 400, "UNKNOWN_STRATEGY"),
+        ({"uncertainty_method": "SWAG"}, 400, "NOT_AVAILABLE"),
+        ({"uncertainty_method": "nonsense"}, 400, "INVALID"),
+        ({"options": {"daisy_chain_period": 2}}, 400, "NOT_AVAILABLE"),
+        ({"options": {"unknown": 2}}, 400, "BAD_OPTION"),
+        ({"options": {"skip_model_tests": 1}}, 400, "BAD_OPTION"),
+        ({"options": []}, 400, "INVALID"),
+        ({"target_num_updates": 0}, 400, "INVALID"),
+        ({"model_id": "x"}, 400, "INVALID"),
+        ({"model_id": "00000000-0000-0000-0000-000000000000"}, 404, "NOT_FOUND"),
+        ({"clients": ["00000000-0000-0000-0000-000000000000"]}, 400, "UNKNOWN_CLIENT"),
+    ],
+    ids=str,
+)
+def test_what_would_not_be_done_as_asked_is_refused(login, fields, status: int, code: str) -> None:
+    running = scene(started=False)
+
+    response = login(running.actor).post("/api/trainings/", body(running, **fields))
+
+    assert (response.status_code, response.json()["code"]) == (status, code)
+    assert Training.objects.count() == 1
+
+
+def test_a_bad_option_is_pointed_at(login) -> None:
+    running = scene(started=False)
+
+    response = login(running.actor).post(
+        "/api/trainings/",
+        body(running, aggregation_method="FedProx", options={"mu": -1, "tpyo": 1}),
+    )
+
+    pointers = {error["pointer"] for error in response.json()["errors"]}
+    assert pointers == {"/options/mu", "/options/tpyo"}
+
+
+def test_a_missing_field_is_pointed_at(login) -> None:
+    response = login(person("actor", actor=True)).post("/api/trainings/", {})
+
+    pointers = {error["pointer"] for error in response.json()["errors"]}
+    assert pointers == {
+        "/model_id", "/target_num_updates", "/metric_names", "/aggregation_method",
+    }  # fmt: skip
+
+
+def test_clients_come_and_go(login) -> None:
+    running = scene(started=False)
+    client = login(running.actor)
+    joan = person("joan", client=True)
+    url = f"/api/trainings/{running.training.pk}/clients/"
+
+    added = client.put(url, {"clients": [str(joan.pk)]})
+    removed = client.delete(url, {"clients": [str(joan.pk)]})
+    participant = login(running.sites["ada"]).put(url, {"clients": [str(joan.pk)]})
+
+    assert (added.status_code, removed.status_code) == (202, 200)
+    assert participant.status_code == 403
+
+
+def test_rounds_say_what_became_of_everybody(login) -> None:
+    running = scene()
+    running.send("ada", 1.0)
+
+    rounds = login(running.actor).get(f"/api/trainings/{running.training.pk}/rounds/").json()
+
+    states = {part["user"]: part["state"] for part in rounds[0]["participation"]}
+    assert states == {
+        str(running.sites["ada"].pk): "done", str(running.sites["grace"].pk): "open",
+    }  # fmt: skip
+
+
+def test_a_running_training_is_not_deleted_and_its_model_neither(login) -> None:
+    running = scene()
+    client = login(running.actor)
+
+    training = client.delete(f"/api/trainings/{running.training.pk}/")
+    model = client.delete(f"/api/models/{running.training.model_id}/")
+
+    assert (training.status_code, training.json()["state"]) == (409, "O")
+    assert (model.status_code, model.json()["code"]) == (409, "MODEL_IN_USE")
+
+
+def test_lists_are_arrays_and_pages_on_request(login) -> None:
+    running = scene(started=False)
+    client = login(running.actor)
+    for _ in range(4):
+        client.post("/api/trainings/", body(running))
+
+    plain = client.get("/api/trainings/").json()
+    page = client.get("/api/trainings/?page_size=2&ordering=created_at").json()
+    waiting = client.get("/api/trainings/?state=I&ordering=-created_at").json()
+
+    assert len(plain) == 5
+    assert (page["count"], len(page["results"]), page["previous"]) == (5, 2, None)
+    assert page["next"]
+    assert [t["created_at"] for t in waiting] == sorted(
+        (t["created_at"] for t in waiting), reverse=True
+    )
+    assert client.get("/api/trainings/?state=C").json() == []
+    assert client.get("/api/trainings/?model=x").json() == []
+    assert client.get("/api/trainings/?ordering=password").status_code == 400
+    assert client.get("/api/trainings/?page=99").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["trainings/", "users/trainings/", "models/", "users/"])
+def test_a_list_of_many_costs_as_many_queries_as_one_of_few(login, path: str) -> None:
+    running = scene(started=False)
+    client = login(running.actor)
+    client.get(f"/api/{path}")
+
+    def count() -> int:
+        with CaptureQueriesContext(
+            connection,
+        ) as queries:
+            assert client.get(f"/api/{path}").status_code == 200
+        return len(queries)
+
+    few = count()
+    for number in range(12):
+        person(f"c{number}", client=True)
+        client.post("/api/trainings/", body(running, clients=[str(running.sites["ada"].pk)]))
+
+    assert count() == few
+
+
+def test_the_same_idempotency_key_creates_once(login) -> None:
+    running = scene(started=False)
+    client = login(running.actor)
+    one, other = body(running), body(running, target_num_updates=3)
+
+    first = client.post("/api/trainings/", one, HTTP_IDEMPOTENCY_KEY="k")
+    again = client.post("/api/v1/trainings/", one, HTTP_IDEMPOTENCY_KEY="k")
+    mismatch = client.post("/api/trainings/", other, HTTP_IDEMPOTENCY_KEY="k")
+
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert first.json() == again.json()
+    assert (mismatch.status_code, mismatch.json()["code"]) == (409, "IDEMPOTENCY_MISMATCH")
+    assert Training.objects.count() == 2
+
+
+def test_a_refused_request_does_not_use_up_its_key(login) -> None:
+    running = scene(started=False)
+    client = login(running.actor)
+
+    wrong = client.post(
+        "/api/trainings/", body(running, options={"x": 1}), HTTP_IDEMPOTENCY_KEY="k"
+    )
+    right = client.post("/api/trainings/", body(running), HTTP_IDEMPOTENCY_KEY="k")
+
+    assert (wrong.status_code, right.status_code) == (400, 201)
+
+
+def test_registration_is_closed_but_for_admins(login) -> None:
+    admin = person("root", is_superuser=True)
+
+    assert login(None).post("/api/users/", REGISTRATION).json()["code"] == "REGISTRATION_CLOSED"
+    assert login(person("x")).post("/api/users/", REGISTRATION).status_code == 403
+    assert login(admin).post("/api/users/", REGISTRATION).status_code == 201
+
+
+def test_registration_gives_a_token_once(login, settings) -> None:
+    settings.FL_OPEN_REGISTRATION = True
+
+    first = login(None).post("/api/users/", REGISTRATION, HTTP_IDEMPOTENCY_KEY="k").json()
+    again = login(None).post("/api/users/", REGISTRATION, HTTP_IDEMPOTENCY_KEY="k").json()
+
+    client = login(None)
+    client.credentials(HTTP_AUTHORIZATION=f"Token {first['token']}")
+    assert client.get("/api/users/myself/").json()["id"] == first["id"] == again["id"]
+    assert "token" not in again
+    assert User.objects.get().check_password(REGISTRATION["password"])
+
+
+@pytest.mark.parametrize(
+    "field", ["is_superuser", "is_staff", "is_active", "groups", "user_permissions", "id"]
+)
+def test_nobody_makes_himself_an_admin(login, settings, field: str) -> None:
+    settings.FL_OPEN_REGISTRATION = True
+
+    response = login(None).post("/api/users/", {**REGISTRATION, field: True})
+
+    assert (response.status_code, response.json()["code"]) == (400, "PRIVILEGED_FIELD")
+    assert not User.objects.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"password": "123"}, {"password": "ada"}, {"username": ""}, {"username": "a b"},
+        {"email": "x"}, {"message_endpoint": "ftp://x"}, {"message_endpoint": "javascript:1"},
+        {"actor": "maybe"}, {"username": "a" * 200},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_bad_registration_stores_nothing(login, settings, change) -> None:
+    settings.FL_OPEN_REGISTRATION = True
+
+    assert login(None).post("/api/users/", {**REGISTRATION, **change}).status_code == 400
+    assert not User.objects.exists()
+
+
+def test_a_name_that_is_taken_is_400(login, settings) -> None:
+    settings.FL_OPEN_REGISTRATION = True
+    person("ada")
+
+    response = login(None).post("/api/users/", REGISTRATION)
+
+    assert (response.status_code, response.json()["code"]) == (400, "USERNAME_TAKEN")
+
+
+def test_how_to_reach_somebody_is_not_for_others(login) -> None:
+    running = scene()
+    User.objects.filter(pk=running.sites["ada"].pk).update(
+        email="ada@site.example", message_endpoint="https://site.example"
+    )
+    url = f"/api/users/{running.sites['ada'].pk}/"
+    ada = User.objects.get(username="ada")
+
+    for viewer, shown in ((running.actor, ""), (ada, "ada@site.example")):
+        assert login(viewer).get(url).json()["email"] == shown
+
+
+def test_tokens_are_listed_without_keys_and_revoked_at_once(login) -> None:
+    ada = person("ada")
+    client = login(ada)
+    key = client.post("/api/users/myself/tokens/", {"label": "laptop"}).json()["token"]
+    other = login(None)
+    other.credentials(HTTP_AUTHORIZATION=f"Token {key}")
+    rows = other.get("/api/users/myself/tokens/").json()
+
+    revoked = client.delete(f"/api/users/myself/tokens/{rows[1]['id']}/")
+
+    assert revoked.status_code == 204
+    assert key not in str(rows)
+    assert other.get("/api/users/myself/").json()["code"] == "TOKEN_REVOKED"
+
+
+def test_who_makes_a_group_is_in_it_and_others_do_not_see_it(login) -> None:
+    ada = login(person("ada"))
+    group = ada.post("/api/groups/", {"name": "cardiology"}).json()
+
+    assert ada.get("/api/groups/").json() == [group]
+    assert login(person("eve")).get(f"/api/groups/{group['id']}/").status_code == 404
+    assert ada.post("/api/groups/", {"name": "cardiology"}).json()["code"] == "NAME_TAKEN"
+    assert ada.patch(f"/api/groups/{group['id']}/", {"name": "x"}).json()["name"] == "x"
+    assert ada.delete(f"/api/groups/{group['id']}/").status_code == 204
+
+
+def test_the_catalogue_of_strategies_has_their_options(login) -> None:
+    rows = {row["name"]: row for row in login(person("x")).get("/api/aggregators/").json()}
+
+    assert {"FedAvg", "FedProx"} <= set(rows)
+    assert rows["FedProx"]["options_schema"]["properties"]["mu"]["type"] == "number"
+    assert rows["FedProx"]["paper"]
