@@ -49,7 +49,10 @@ test-heavy: venv ## minutes and gigabytes, and a GPU where there is one
 	$(PY) -m pytest -m "heavy or gpu"
 
 bench: venv ## what the documentation claims about speed and memory
-	for file in benchmarks/*.py; do $(PY) $$file || exit 1; done
+	$(PY) benchmarks/aggregation.py
+	$(PY) benchmarks/rounds.py --server embedded
+	$(PY) benchmarks/rounds.py --server production
+	$(PY) benchmarks/upload.py
 
 docs: venv ## HTML in docs/_build/html
 	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html

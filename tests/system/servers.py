@@ -95,6 +95,11 @@ class Postgres:
         self._record = _record(self._folder, self._server.get_pid())
         self.url = self.database("postgres")
 
+    @property
+    def pid(self) -> int:
+        """The postmaster's."""
+        return int(self._server.get_pid())
+
     def database(self, name: str) -> str:
         """The URL of a database in it, as `FL_DATABASE_URL` takes it."""
         return f"postgres://postgres@{quote(str(self._folder / 'd'), safe='')}/{name}"
@@ -146,6 +151,10 @@ class Redis:
                 return
             time.sleep(0.05)
         raise TimeoutError("redis-server didn't answer within 10 s")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def kill(self) -> None:
         self._process.kill()
