@@ -1,11 +1,16 @@
 """Foreign bytes become canonical weights here and nowhere else; nothing in them is ever executed.
 
-Start reading here. One module a container, each with `extract(source, write, limits)`; `seam.py` chooses.
+Start reading here. One module a container, each with a `Container` registered by name and found by
+its first bytes: a new one is a new file in this folder.
 
 - `seam.py`         sniff, extract, write back: all that the rest of the server calls
-- `canonical.py`    the one form that weights are kept in, and the strict reader of its header
+- `container.py`    what a container module implements
 - `safetensors.py`  safetensors files in any order, with or without metadata
-- `npz.py`          numpy's zip archives, without pickle
+- `npz.py`          numpy's zip archives, without pickle; `npy.py` reads one array's header
+- `zips.py`         opening a zip archive that may be hostile
+- `unread.py`       names torch's files in the refusal: they are known, but not read
+- `canonical.py`    the one form that weights are kept in; `header.py` reads its JSON by strict rules
+- `writing.py`      canonical files, written in constant memory
 - `checks.py`       against the global model's header; for NaN and infinity
 - `limits.py`       how large anything may claim to be
 """

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 class Limits:
     """Bytes and counts; a claim beyond them is refused before anything of that size is allocated."""
 
-    file_bytes: int = 16 * 2**30
-    header_bytes: int = 16 * 2**20
+    file_bytes: int = 16 * 2**30  # as it came, and unpacked
+    header_bytes: int = 16 * 2**20  # of a safetensors header, and of a zip's directory
     tensors: int = 20_000
-    name_length: int = 512
+    name_length: int = 512  # characters
     dimensions: int = 64
-    inflation: int = 1_032  # deflate can't do more: a larger ratio is a lie
+    npz_ratio: int = 100  # unpacked to packed size, once an archive unpacks to more than npz_free
+    npz_free: int = 2**30  # zeros compress a thousandfold, so small archives may have any ratio

@@ -1,21 +1,33 @@
 """Safetensors files as clients send them: any order, metadata allowed, re-encoded where not canonical."""
 
+import shutil
 from pathlib import Path
 
-from fl_server_ai.containers.canonical import canonical_header, read_manifest
+from fl_server_ai.containers.canonical import Manifest, canonical_header, read_manifest
+from fl_server_ai.containers.container import CONTAINERS, Container
 from fl_server_ai.containers.limits import Limits
-from fl_server_ai.containers.writing import CanonicalWriter, copy_range
+from fl_server_ai.containers.writing import read_blocks, write_canonical
 
 
-def is_canonical(source: Path, limits: Limits) -> bool:
-    """Whether the file is already, byte for byte, what would be written for it."""
-    manifest = read_manifest(source, limits)
-    return manifest.header_bytes == canonical_header(manifest.layout())[0]
+@CONTAINERS.register("safetensors")
+class Safetensors(Container):
+    name = "safetensors"
 
+    def matches(self, head: bytes, path: Path) -> bool:
+        return head[8:9] == b"{"
 
-def extract(source: Path, target: Path, limits: Limits) -> None:
-    """Write the file's tensors to `target` in canonical form, in constant memory."""
-    manifest = read_manifest(source, limits)
-    with source.open("rb") as file, CanonicalWriter(target, manifest.layout()) as writer:
-        for tensor in manifest.tensors:
-            writer.write(tensor.name, copy_range(file, tensor.offset, tensor.nbytes))
+    def canonical(self, source: Path, limits: Limits) -> Manifest | None:
+        manifest = read_manifest(source, limits)
+        same = manifest.header_bytes == canonical_header(manifest.layout())[0]
+        return manifest if same else None
+
+    def extract(self, source: Path, target: Path, limits: Limits) -> str:
+        manifest = read_manifest(source, limits)
+        places = {tensor.name: (tensor.offset, tensor.nbytes) for tensor in manifest.tensors}
+        with source.open("rb", buffering=0) as file:
+            return write_canonical(
+                target, manifest.layout(), lambda name: read_blocks(file, *places[name])
+            )
+
+    def write(self, canonical: Path, out: Path) -> None:
+        shutil.copyfile(canonical, out)

@@ -1,19 +1,19 @@
 """Which container a file is, out of it into canonical form, and back into the one a client knows."""
 
+import errno
 import hashlib
 import os
-import shutil
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl_server_ai.containers import npz, safetensors
 from fl_server_ai.containers.canonical import Manifest, read_manifest
+from fl_server_ai.containers.container import CONTAINERS
 from fl_server_ai.containers.limits import Limits
+from fl_server_ai.containers.unread import torch_kind
 from fl_server_core.exceptions import NotAvailable, TooLarge, UnknownContainer, Unusable
 
-SAFETENSORS, NPZ = "safetensors", "npz"
-READ_HERE = "send safetensors or .npz"
+HEAD = 256  # bytes that a container is known by
+READ_HERE = "safetensors and .npz are read today"
 
 
 @dataclass(frozen=True)
@@ -28,77 +28,79 @@ class Extracted:
 
 
 def sniff(path: Path) -> str:
-    """The container by its first bytes; torch's own are known but not read yet (`NotAvailable`)."""
+    """The container's name by its first bytes. `NotAvailable` names torch's, which come later."""
     with path.open("rb") as file:
-        head = file.read(16)
-    if head[:4] in {b"PK\x03\x04", b"PK\x05\x06"}:
-        return _zip_kind(path)
-    if head[8:9] == b"{":
-        return SAFETENSORS
-    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
-        raise NotAvailable(f"pickled and old torch files are not read; {READ_HERE}")
+        head = file.read(HEAD)
+    for name in CONTAINERS:
+        if CONTAINERS[name]().matches(head, path):
+            return name
+    if not head:
+        raise UnknownContainer(f"the file is empty; {READ_HERE}")
+    looks_like = torch_kind(head, path)
+    if looks_like:
+        raise NotAvailable(f"this looks like {looks_like}; {READ_HERE}")
     raise UnknownContainer(f"these bytes are no container of weights; {READ_HERE}")
-
-
-def _zip_kind(path: Path) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()[:100_000]
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OSError):
-        return NPZ  # its reader says what is wrong
-    if any(name.endswith("/constants.pkl") for name in names):
-        raise NotAvailable(f"TorchScript archives are not read yet; {READ_HERE}")
-    if any(name.endswith(("/data.pkl", "/version")) for name in names):
-        raise NotAvailable(f"files of torch.save are not read yet; {READ_HERE}")
-    return NPZ
 
 
 def extract(
     source: Path, target: Path, *, limits: Limits | None = None, sha256: str | None = None
 ) -> Extracted:
-    """Bring any container into canonical form at `target`, a synced file. On an error `target` is not there.
+    """Bring any container into canonical form at `target`, a new and synced file beside `source`.
 
     A file that is canonical already is moved, not copied, and `sha256`, its digest from the upload, is
-    believed. Raises `UnknownContainer`, `NotAvailable`, `BadContainer` or `TooLarge`.
+    believed. Any other source stays. On an error there is no target and the source is untouched. Raises
+    `UnknownContainer`, `NotAvailable`, `BadContainer`, `TooLarge`, or `FileExistsError` for a target that is there already.
     """
     limits = limits or Limits()
     size = source.stat().st_size
     if size > limits.file_bytes:
         raise TooLarge(f"{size:,} bytes; {limits.file_bytes:,} are allowed")
-    container = sniff(source)
-    moved = container == SAFETENSORS and safetensors.is_canonical(source, limits)
+    name = sniff(source)
+    container = CONTAINERS[name]()
+    kept = container.canonical(source, limits)
+    if kept is not None:
+        digest = sha256 or _digest(source)
+        _move(source, target)
+        return Extracted(name, kept, digest, size, rewritten=False)
+    digest = container.extract(source, target, limits)
     try:
-        if moved:
-            source.replace(target)
-            _sync(target)
-        elif container == SAFETENSORS:
-            safetensors.extract(source, target, limits)
-        else:
-            npz.extract(source, target, limits)
-        digest = sha256 if moved and sha256 else _digest(target)
+        # Against the limits again: a header may be longer in canonical form.
         manifest = read_manifest(target, limits)
-        return Extracted(container, manifest, digest, target.stat().st_size, not moved)
     except BaseException:
-        target.unlink(missing_ok=True)
+        target.unlink()
         raise
+    return Extracted(name, manifest, digest, manifest.total_bytes, rewritten=True)
 
 
 def write_back(container: str, canonical: Path, out: Path) -> None:
-    """Write canonical weights to `out` in `container`; the same weights give the same bytes."""
-    if container == SAFETENSORS:
-        shutil.copyfile(canonical, out)
-    elif container == NPZ:
-        npz.write(canonical, out)
-    else:
+    """Write canonical weights to `out` in `container`; the same weights give the same bytes.
+
+    Not synced. `Unusable` with the code NOT_REPRESENTABLE if the container cannot hold them.
+    """
+    if container not in CONTAINERS:
         raise Unusable(f"weights can't be given as {container!r}", code="NOT_REPRESENTABLE")
+    try:
+        CONTAINERS[container]().write(canonical, out)
+    except BaseException:
+        out.unlink(missing_ok=True)
+        raise
 
 
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
+def _move(source: Path, target: Path) -> None:
+    """Sync and rename, but never over a target."""
+    fd = os.open(source, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
+            raise
+        source.rename(target)  # a file system without hard links
+    else:
+        source.unlink()
 
 
 def _digest(path: Path) -> str:

@@ -1,66 +1,73 @@
-"""Writing canonical files tensor by tensor, in whatever order they come, in constant memory."""
+"""Writing canonical files: tensor by tensor, in constant memory, hashed on the way."""
 
+import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 from fl_server_ai.containers.canonical import canonical_header
 from fl_server_core.exceptions import BadContainer
 
-BLOCK = 4 * 2**20
+BLOCK = 2**20  # bytes; a block and its scratch space fit a core's cache
 
 
-def copy_range(file: BinaryIO, offset: int, nbytes: int) -> Iterator[memoryview]:
-    """The bytes of a range, in blocks of one reused buffer."""
-    buffer = memoryview(bytearray(min(BLOCK, max(nbytes, 1))))
+def read_blocks(file: BinaryIO, offset: int, nbytes: int) -> Iterator[memoryview]:
+    """A range of an unbuffered file, in blocks of one reused buffer, each full but the last."""
+    buffer = memoryview(bytearray(min(BLOCK, nbytes)))
     file.seek(offset)
     while nbytes > 0:
-        count = file.readinto(buffer[: min(nbytes, len(buffer))])  # type: ignore[attr-defined]
-        if not count:
-            raise BadContainer("the file ends within a tensor")
-        yield buffer[:count]
-        nbytes -= count
+        block = buffer[:nbytes]
+        filled = 0
+        while filled < len(block):
+            count = file.readinto(block[filled:])  # type: ignore[attr-defined]
+            if not count:
+                raise BadContainer("the file ends within a tensor")
+            filled += count
+        yield block
+        nbytes -= filled
 
 
-class CanonicalWriter:
-    """A new canonical file; synced when all tensors are in, deleted if anything goes wrong before."""
+def write_canonical(
+    target: Path,
+    layout: Iterable[tuple[str, str, tuple[int, ...]]],
+    blocks: Callable[[str], Iterable[bytes | memoryview]],
+) -> str:
+    """Write a new canonical file of these tensors, synced; its SHA-256 (hexadecimal).
 
-    def __init__(self, target: Path, layout: Iterable[tuple[str, str, tuple[int, ...]]]) -> None:
-        self.target = target
-        header, infos = canonical_header(layout)
-        self._places = {info.name: info for info in infos}
-        self._file = target.open("xb")
-        self._file.write(header)
+    `blocks(name)` gives a tensor's bytes, C order and little-endian, in pieces that are used up before
+    the next is asked for. `FileExistsError` if there is a target; on any other error there is none after.
+    """
+    header, infos = canonical_header(layout)
+    digest = hashlib.sha256(header)
+    with _new_file(target) as file:
+        _write(file, header)
+        for info in infos:
+            left = info.nbytes
+            for block in blocks(info.name):
+                left -= len(block)
+                if left < 0:
+                    break
+                digest.update(block)
+                _write(file, block)
+            if left:
+                raise BadContainer(f"tensor {info.name!r} has not as many bytes as its shape needs")
+    return digest.hexdigest()
 
-    def write(self, name: str, blocks: Iterable[bytes | memoryview]) -> None:
-        """Put a tensor's bytes in their place; they must be exactly as many as its shape says."""
-        place = self._places.pop(name)
-        self._file.seek(place.offset)
-        left = place.nbytes
-        for block in blocks:
-            left -= len(block)
-            if left < 0:
-                break
-            self._file.write(block)
-        if left:
-            raise BadContainer(f"tensor {name!r} has not as many bytes as its shape needs")
 
-    def __enter__(self) -> "CanonicalWriter":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+@contextmanager
+def _new_file(target: Path) -> Iterator[BinaryIO]:
+    with target.open("xb", buffering=0) as file:
         try:
-            if error is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-        finally:
-            self._file.close()
-            if error is not None:
-                self.target.unlink(missing_ok=True)
+            yield file
+            os.fsync(file.fileno())
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+
+
+def _write(file: BinaryIO, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]

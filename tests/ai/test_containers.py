@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import json
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.lib import format as npy_format
 from safetensors import numpy as library
 
 from fl_server_ai.containers import (
@@ -27,7 +30,6 @@ from fl_server_core.exceptions import (
     NonFinite,
     NotAvailable,
     ShapeMismatch,
-    UnknownContainer,
     Unusable,
 )
 
@@ -160,21 +162,31 @@ def test_any_bytes_at_all_are_a_domain_error_or_a_file(tmp_path: Path, data: byt
 
 
 @pytest.mark.parametrize(
-    ("data", "error"),
+    ("data", "says", "code"),
     [
-        (b"", UnknownContainer),
-        (b"hello, world, this is text", UnknownContainer),
-        (b"\x80\x02}q\x00.", NotAvailable),
-        (b"\x89HDF\r\n\x1a\n" + bytes(20), UnknownContainer),
+        (b"", "empty", "UNKNOWN_CONTAINER"),
+        (b"hello, world, this is text", "no container", "UNKNOWN_CONTAINER"),
+        (b"\x80\x02}q\x00.", "a pickle", "NOT_AVAILABLE"),
+        (
+            b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M",
+            "old torch.save",
+            "NOT_AVAILABLE",
+        ),
+        (b"\x89HDF\r\n\x1a\n" + bytes(20), "no container", "UNKNOWN_CONTAINER"),
     ],
-    ids=["empty", "text", "pickle", "hdf5"],
+    ids=["empty", "text", "pickle", "old torch", "hdf5"],
 )
-def test_what_is_not_read_here_says_what_is(tmp_path: Path, data: bytes, error) -> None:
-    with pytest.raises(error, match=r"safetensors or \.npz"):
+def test_what_is_not_read_here_says_what_it_is_and_what_is_read(
+    tmp_path: Path, data: bytes, says: str, code: str
+) -> None:
+    with pytest.raises(DomainError, match=rf"{says}.*safetensors and \.npz") as refusal:
         sniff(put(tmp_path, data))
 
+    assert refusal.value.error_code == code
 
-def test_torch_files_are_known_and_come_later(tmp_path: Path) -> None:
+
+@pytest.mark.parametrize("cut", [0, 100], ids=["whole", "cut off"])
+def test_torch_files_are_named_in_the_refusal(tmp_path: Path, cut: int) -> None:
     import torch
 
     torch.save({"w": torch.zeros(2)}, tmp_path / "state.pt")
@@ -182,9 +194,114 @@ def test_torch_files_are_known_and_come_later(tmp_path: Path) -> None:
         script = torch.jit.trace(torch.nn.Linear(2, 1), torch.zeros(1, 2))
         script.save(str(tmp_path / "script.pt"))
 
-    for name in ("state.pt", "script.pt"):
-        with pytest.raises(NotAvailable):
-            sniff(tmp_path / name)
+    for name, says in (("state.pt", "torch.save"), ("script.pt", "TorchScript")):
+        data = (tmp_path / name).read_bytes()
+        says = "damaged torch" if cut else says
+        with pytest.raises(NotAvailable, match=says):
+            sniff(put(tmp_path, data[: len(data) - cut]))
+
+
+def test_a_target_that_is_there_survives(tmp_path: Path) -> None:
+    for data in (library.save({}), library.save({}, metadata={"a": "b"}), npz({})):
+        source, taken = put(tmp_path, data), put(tmp_path, b"someone's", "target")
+
+        with pytest.raises(FileExistsError):
+            extract(source, taken)
+
+        assert taken.read_bytes() == b"someone's"
+        assert source.read_bytes() == data
+
+
+def test_a_digest_from_the_upload_is_believed_only_for_bytes_that_are_kept(tmp_path: Path) -> None:
+    kept = extract(put(tmp_path, library.save({})), target(tmp_path), sha256="known")
+    moved = extract(put(tmp_path, npz({})), target(tmp_path), sha256="known")
+
+    assert kept.digest == "known"
+    assert moved.digest == hashlib.sha256(library.save({})).hexdigest()
+
+
+@FEW
+@given(
+    array=hnp.arrays("<f4", hnp.array_shapes(min_dims=0, max_dims=4, min_side=0)),
+    version=st.sampled_from([(1, 0), (2, 0), (3, 0)]),
+    big=st.booleans(),
+    compressed=st.booleans(),
+)
+def test_every_order_of_axes_and_bytes_and_every_npy_version_is_read(
+    tmp_path: Path, array, version, big: bool, compressed: bool
+) -> None:
+    sent = np.asfortranarray(array).reshape(array.shape, order="F").astype(">f4" if big else "<f4")
+    buffer = io.BytesIO()
+    npy_format.write_array(buffer, sent, version=version)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", 8 if compressed else 0) as packed:
+        packed.writestr("w.npy", buffer.getvalue())
+
+    extract(put(tmp_path, archive.getvalue()), out := target(tmp_path))
+
+    assert out.read_bytes() == library.save({"w": array})
+
+
+@pytest.mark.parametrize("shape", [(700, 1100), (3, 700, 401), (1, 1, 500_001), (1_000_003, 1)])
+def test_fortran_order_larger_than_a_block_is_straightened(tmp_path: Path, shape) -> None:
+    array = np.random.default_rng(0).standard_normal(shape).astype(np.float64)
+
+    extract(put(tmp_path, npz({"w": np.asfortranarray(array)})), out := target(tmp_path))
+
+    assert out.read_bytes() == library.save({"w": array})
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "target"}
+
+
+def test_every_dtype_of_the_library_lies_where_the_library_puts_it(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save
+
+    floats = ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
+    integers = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+    names = [*floats, *integers, "bool", "complex64"]
+    tensors = {
+        f"{prefix}{name}": torch.ones(3).to(getattr(torch, name))
+        for name in names
+        for prefix in "zA"
+    }
+    tensors |= {"empty": torch.zeros(0, 4), "scalar": torch.tensor(1.5)}
+    plain = save(tensors)
+
+    kept = extract(put(tmp_path, plain), target(tmp_path))
+    found = extract(put(tmp_path, save(tensors, {"a": "b"})), out := target(tmp_path))
+
+    assert not kept.rewritten
+    assert found.rewritten
+    assert out.read_bytes() == plain
+    assert found.digest == kept.digest == hashlib.sha256(plain).hexdigest()
+    assert found.manifest.num_params == sum(tensor.numel() for tensor in tensors.values())
+
+
+def test_names_may_hold_brackets_quotes_and_any_script(tmp_path: Path) -> None:
+    names = [f'w[{n}{{"\\é漢😀' for n in range(200)]
+    plain = library.save({name: np.zeros(1, np.float32) for name in names})
+
+    found = extract(put(tmp_path, plain), target(tmp_path))
+
+    assert not found.rewritten
+    assert {tensor.name for tensor in found.manifest.tensors} == set(names)
+
+
+def test_tensors_may_lie_in_any_order_with_spaces_in_the_header(tmp_path: Path) -> None:
+    header = json.dumps(
+        {
+            "b": {"shape": [1], "data_offsets": [0, 4], "dtype": "F32"},
+            "a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
+        },
+        indent=3,
+    ).encode()
+    data = len(header).to_bytes(8, "little") + header + np.array([2, 1], "<f4").tobytes()
+
+    extract(put(tmp_path, data), out := target(tmp_path))
+
+    assert out.read_bytes() == library.save(
+        {k: np.array([v], "<f4") for k, v in (("a", 1), ("b", 2))}
+    )
 
 
 WEIGHTS = {"a.weight": np.ones((2, 3), np.float32), "a.bias": np.ones(2, np.float32)}
@@ -207,6 +324,23 @@ def test_a_mismatch_names_the_tensor(tmp_path: Path, change, error, says: str) -
 
     with pytest.raises(error, match=says):
         check_against(read_manifest(put(tmp_path, library.save(changed))), expected)
+
+
+def test_a_mismatch_carries_what_was_expected_and_lists_ten_names_at_most(tmp_path: Path) -> None:
+    many = {f"w{n:02}": np.ones(1, np.float32) for n in range(30)}
+    expected = read_manifest(put(tmp_path, library.save(WEIGHTS), "expected"))
+    other = WEIGHTS | {"a.bias": np.ones((2, 1), np.float32)}
+
+    with pytest.raises(KeyMismatch) as keys:
+        check_against(read_manifest(put(tmp_path, library.save(many))), expected)
+    with pytest.raises(ShapeMismatch) as shape:
+        check_against(read_manifest(put(tmp_path, library.save(other))), expected)
+
+    assert keys.value.data == {
+        "missing": ["a.bias", "a.weight"],
+        "unexpected": sorted(many)[:10],
+    }
+    assert shape.value.data == {"tensor": "a.bias", "expected": [2], "got": [2, 1]}
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_module.", "_orig_mod."])
@@ -244,7 +378,7 @@ def test_not_a_number_and_infinity_are_found_anywhere(
     with pytest.raises(NonFinite) as refusal:
         check_finite(dirty, read_manifest(dirty))
 
-    assert refusal.value.data == {"tensor": "w"}
+    assert refusal.value.data == {"tensor": "w", "index": at}
 
 
 def test_the_largest_and_the_smallest_numbers_are_finite(tmp_path: Path) -> None:
@@ -271,3 +405,4 @@ def test_bfloat16_has_no_place_in_npz_and_says_so(tmp_path: Path) -> None:
         write_back("npz", path, tmp_path / "out")
 
     assert refusal.value.error_code == "NOT_REPRESENTABLE"
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,34 @@
+"""Files that are recognised so that the refusal can name them, but not read here."""
+
+import os
+import re
+from pathlib import Path
+
+from fl_server_ai.containers.limits import Limits
+from fl_server_ai.containers.zips import MAGIC, opened
+from fl_server_core.exceptions import BadContainer
+
+OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number it begins with
+
+FIRST_ENTRY = re.compile(rb"PK\x03\x04.{26}[^/]+/(data\.pkl|data/0)", re.DOTALL)
+
+
+def torch_kind(head: bytes, path: Path) -> str | None:
+    """What a file of torch's, or a pickle, looks like; None for anything else. Never raises for bytes."""
+    if head.startswith(OLD_TORCH):
+        return "an old torch.save file (a pickle)"
+    if head[:1] == b"\x80" and head[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}:
+        return "a pickle"
+    if head[:4] not in MAGIC:
+        return None
+    try:
+        with opened(path, Limits()) as archive:
+            names = {os.path.basename(name) for name in archive.namelist()}
+    except BadContainer:
+        damaged = FIRST_ENTRY.match(head)
+        return "a damaged torch.save or TorchScript archive" if damaged else None
+    if "constants.pkl" in names:
+        return "a TorchScript archive"
+    if "data.pkl" in names:
+        return "a torch.save zip"
+    return None
