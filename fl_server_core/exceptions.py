@@ -114,6 +114,12 @@ class NonFinite(Unusable):
     code = "NON_FINITE"
 
 
+class TiedMismatch(Unusable):
+    """Tensors that are one in the global model differ."""
+
+    code = "TIED_MISMATCH"
+
+
 class OutOfSpace(DomainError):
     """The disk is full (507); nothing was stored."""
 

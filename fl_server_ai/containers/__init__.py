@@ -8,7 +8,9 @@ its first bytes: a new one is a new file in this folder.
 - `safetensors.py`  safetensors files in any order, with or without metadata
 - `npz.py`          numpy's zip archives, without pickle; `npy.py` reads one array's header
 - `zips.py`         opening a zip archive that may be hostile
-- `unread.py`       names torch's files in the refusal: they are known, but not read
+- `torch_save.py`   what torch.save writes; `torchscript.py` what torch.jit.save writes: both by
+                    `torch_archive/`, which runs nothing and needs no torch
+- `unread.py`       tells torch's archives from others, and names older files in the refusal
 - `canonical.py`    the one form that weights are kept in; `header.py` reads its JSON by strict rules
 - `writing.py`      canonical files, written in constant memory
 - `checks.py`       against the global model's header; for NaN and infinity
@@ -22,9 +24,9 @@ from fl_server_ai.containers.canonical import (
     canonical_header,
     read_manifest,
 )
-from fl_server_ai.containers.checks import check_against, check_finite
+from fl_server_ai.containers.checks import check_against, check_finite, check_some, check_ties
 from fl_server_ai.containers.limits import Limits
-from fl_server_ai.containers.seam import Extracted, extract, sniff, write_back
+from fl_server_ai.containers.seam import Extracted, extract, sniff, template_ties, write_back
 
 __all__ = [
     "DTYPE_BYTES",
@@ -35,8 +37,11 @@ __all__ = [
     "canonical_header",
     "check_against",
     "check_finite",
+    "check_some",
+    "check_ties",
     "extract",
     "read_manifest",
     "sniff",
+    "template_ties",
     "write_back",
 ]

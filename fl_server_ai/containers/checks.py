@@ -1,6 +1,6 @@
-"""Whether weights may be used: the global model's tensors, and finite numbers only."""
+"""Whether weights may be used: the global model's tensors, tied where it is, and finite numbers only."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,14 @@ import numpy as np
 
 from fl_server_ai.containers.canonical import DTYPE_BYTES, Manifest, TensorInfo
 from fl_server_ai.containers.writing import BLOCK, read_blocks
-from fl_server_core.exceptions import DtypeMismatch, KeyMismatch, NonFinite, ShapeMismatch
+from fl_server_core.exceptions import (
+    BadContainer,
+    DtypeMismatch,
+    KeyMismatch,
+    NonFinite,
+    ShapeMismatch,
+    TiedMismatch,
+)
 
 WRAPPERS = ("module.", "_module.", "_orig_mod.")
 SHOWN = 10
@@ -80,6 +87,32 @@ def _check_names(mine: Mapping[str, TensorInfo], theirs: Mapping[str, TensorInfo
         missing=missing[:SHOWN],
         unexpected=unexpected[:SHOWN],
     )
+
+
+def check_ties(path: Path, manifest: Manifest, ties: Iterable[Iterable[str]]) -> None:
+    """Raise `TiedMismatch` unless the names of each group hold the same bytes, as they do in the model.
+
+    The tensors must be the expected ones already. One pass over the tied ones in constant memory.
+    """
+    infos = {tensor.name: tensor for tensor in manifest.tensors}
+    with path.open("rb", buffering=0) as one, path.open("rb", buffering=0) as other:
+        for first, *others in ties:
+            for name in others:
+                left = read_blocks(one, infos[first].offset, infos[first].nbytes)
+                right = read_blocks(other, infos[name].offset, infos[name].nbytes)
+                if any(a != b for a, b in zip(left, right, strict=True)):
+                    raise TiedMismatch(
+                        f"tensors {first!r} and {name!r} are one in the global model, but differ here; "
+                        "tie them again before sending",
+                        tensor=name,
+                        tied_to=first,
+                    )
+
+
+def check_some(manifest: Manifest) -> None:
+    """Raise `BadContainer` (NO_TENSORS) for a model in which there is nothing to train."""
+    if not manifest.tensors:
+        raise BadContainer("the file holds no tensors to train", code="NO_TENSORS")
 
 
 def check_finite(path: Path, manifest: Manifest) -> None:

@@ -8,6 +8,9 @@ from fl_server_ai.containers.canonical import Manifest
 from fl_server_ai.containers.limits import Limits
 from fl_server_core.registry import Registry
 
+# Groups of names for one and the same numbers.
+Ties = tuple[tuple[str, ...], ...]
+
 
 class Container(ABC):
     """One file format for weights. Instances hold nothing; all methods work on files."""
@@ -32,9 +35,19 @@ class Container(ABC):
         Best done by `write_canonical`, which syncs it, and removes it on any error.
         """
 
+    def template(self, source: Path, limits: Limits) -> Ties | None:
+        """None if weights can be written without the file that was uploaded; else that file's ties.
+
+        Raises `BadContainer` for a file that is readable, but can't be given other weights.
+        """
+        return None
+
     @abstractmethod
-    def write(self, canonical: Path, out: Path) -> None:
-        """The opposite way; the same weights give the same bytes. May leave a part of `out` on error."""
+    def write(self, canonical: Path, out: Path, template: Path | None = None) -> None:
+        """The opposite way; the same weights give the same bytes. May leave a part of `out` on error.
+
+        `template` is the uploaded file, where `template()` asked for it to be kept.
+        """
 
 
 CONTAINERS: Registry[Container] = Registry("fl_server_ai.containers")

@@ -14,3 +14,4 @@ class Limits:
     dimensions: int = 64
     npz_ratio: int = 100  # unpacked to packed size, once an archive unpacks to more than npz_free
     npz_free: int = 2**30  # zeros compress a thousandfold, so small archives may have any ratio
+    unpacked_code: int = 64 * 2**20  # of the compressed entries of a TorchScript archive

@@ -40,7 +40,7 @@ class Npz(Container):
             ]
             return write_canonical(target, layout, lambda name: found[name].blocks())
 
-    def write(self, canonical: Path, out: Path) -> None:
+    def write(self, canonical: Path, out: Path, template: Path | None = None) -> None:
         manifest = read_manifest(canonical)
         for tensor in manifest.tensors:
             if tensor.dtype not in NUMPY:

@@ -29,5 +29,5 @@ class Safetensors(Container):
                 target, manifest.layout(), lambda name: read_blocks(file, *places[name])
             )
 
-    def write(self, canonical: Path, out: Path) -> None:
+    def write(self, canonical: Path, out: Path, template: Path | None = None) -> None:
         shutil.copyfile(canonical, out)

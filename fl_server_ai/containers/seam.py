@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_server_ai.containers.canonical import Manifest, read_manifest
-from fl_server_ai.containers.container import CONTAINERS
+from fl_server_ai.containers.container import CONTAINERS, Ties
 from fl_server_ai.containers.limits import Limits
-from fl_server_ai.containers.unread import torch_kind
-from fl_server_core.exceptions import NotAvailable, TooLarge, UnknownContainer, Unusable
+from fl_server_ai.containers.unread import AGAIN, DAMAGED, torch_kind
+from fl_server_core.exceptions import BadContainer, TooLarge, UnknownContainer, Unusable
 
 HEAD = 256  # bytes that a container is known by
-READ_HERE = "safetensors and .npz are read today"
+READ_HERE = "safetensors, .npz, torch.save and TorchScript archives are read"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Extracted:
 
 
 def sniff(path: Path) -> str:
-    """The container's name by its first bytes. `NotAvailable` names torch's, which come later."""
+    """The container's name by its first bytes. Raises `UnknownContainer`, or `BadContainer` for a ruin."""
     with path.open("rb") as file:
         head = file.read(HEAD)
     for name in CONTAINERS:
@@ -36,9 +36,11 @@ def sniff(path: Path) -> str:
             return name
     if not head:
         raise UnknownContainer(f"the file is empty; {READ_HERE}")
-    looks_like = torch_kind(head, path)
-    if looks_like:
-        raise NotAvailable(f"this looks like {looks_like}; {READ_HERE}")
+    kind = torch_kind(head, path)
+    if kind == DAMAGED:
+        raise BadContainer(f"this is {kind}: it is cut off, or something follows its end")
+    if kind:
+        raise UnknownContainer(f"this is {kind}; {AGAIN}. {READ_HERE}")
     raise UnknownContainer(f"these bytes are no container of weights; {READ_HERE}")
 
 
@@ -49,7 +51,7 @@ def extract(
 
     A file that is canonical already is moved, not copied, and `sha256`, its digest from the upload, is
     believed. Any other source stays. On an error there is no target and the source is untouched. Raises
-    `UnknownContainer`, `NotAvailable`, `BadContainer`, `TooLarge`, or `FileExistsError` for a target that is there already.
+    `UnknownContainer`, `BadContainer`, `TooLarge`, or `FileExistsError` for a target that is there already.
     """
     limits = limits or Limits()
     size = source.stat().st_size
@@ -72,15 +74,24 @@ def extract(
     return Extracted(name, manifest, digest, manifest.total_bytes, rewritten=True)
 
 
-def write_back(container: str, canonical: Path, out: Path) -> None:
+def template_ties(container: str, source: Path, *, limits: Limits | None = None) -> Ties | None:
+    """None if `write_back` needs no template; else `source` is one: its groups of tied names.
+
+    Raises `BadContainer` if `source` can't be given other weights, since its tensors overlap.
+    """
+    return CONTAINERS[container]().template(source, limits or Limits())
+
+
+def write_back(container: str, canonical: Path, out: Path, template: Path | None = None) -> None:
     """Write canonical weights to `out` in `container`; the same weights give the same bytes.
 
-    Not synced. `Unusable` with the code NOT_REPRESENTABLE if the container cannot hold them.
+    Not synced. `template` is the file that was uploaded, for containers that keep it. `Unusable` with
+    the code NOT_REPRESENTABLE if the container cannot hold them.
     """
     if container not in CONTAINERS:
         raise Unusable(f"weights can't be given as {container!r}", code="NOT_REPRESENTABLE")
     try:
-        CONTAINERS[container]().write(canonical, out)
+        CONTAINERS[container]().write(canonical, out, template)
     except BaseException:
         out.unlink(missing_ok=True)
         raise

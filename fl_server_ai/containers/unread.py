@@ -1,4 +1,4 @@
-"""Files that are recognised so that the refusal can name them, but not read here."""
+"""Telling torch's archives from others; older files are recognised so that the refusal can name them."""
 
 import os
 import re
@@ -10,13 +10,15 @@ from fl_server_core.exceptions import BadContainer
 
 OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number it begins with
 
+AGAIN = "load it with a current torch and save it again with torch.save(model.state_dict(), path)"
+DAMAGED = "a damaged torch.save or TorchScript archive"
 FIRST_ENTRY = re.compile(rb"PK\x03\x04.{26}[^/]+/(data\.pkl|data/0)", re.DOTALL)
 
 
 def torch_kind(head: bytes, path: Path) -> str | None:
     """What a file of torch's, or a pickle, looks like; None for anything else. Never raises for bytes."""
     if head.startswith(OLD_TORCH):
-        return "an old torch.save file (a pickle)"
+        return "a torch.save file in the format before torch 1.6"
     if head[:1] == b"\x80" and head[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}:
         return "a pickle"
     if head[:4] not in MAGIC:
@@ -26,9 +28,11 @@ def torch_kind(head: bytes, path: Path) -> str | None:
             names = {os.path.basename(name) for name in archive.namelist()}
     except BadContainer:
         damaged = FIRST_ENTRY.match(head)
-        return "a damaged torch.save or TorchScript archive" if damaged else None
+        return DAMAGED if damaged else None
+    if "model.json" in names:
+        return "a TorchScript archive in the format before torch 1.4"
     if "constants.pkl" in names:
         return "a TorchScript archive"
     if "data.pkl" in names:
-        return "a torch.save zip"
+        return "a torch.save archive"
     return None

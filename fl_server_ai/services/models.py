@@ -2,13 +2,15 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl_server_ai.containers import check_finite, sniff, write_back
+from fl_server_ai.containers import check_finite, check_some, sniff, template_ties, write_back
 from fl_server_ai.services.intake import canonical_blob
+from fl_server_ai.services.renderings import rendering
 from fl_server_core.exceptions import NotPermitted
 from fl_server_core.models import Blob, GlobalModel, ModelVersion, User
 from fl_server_core.services.blobs import blob_discard, blob_store
@@ -20,7 +22,7 @@ SAFETENSORS = "safetensors"
 
 @dataclass(frozen=True)
 class Rendered:
-    """A file to send; `etag` is the SHA-256 of exactly these bytes."""
+    """A file to send while the context lasts; `etag` is the SHA-256 of exactly these bytes."""
 
     path: Path
     etag: str
@@ -46,9 +48,15 @@ def model_upload(
     stored: list[Blob] = [preprocessing] if preprocessing else []
     try:
         with canonical_blob(model_file, sha256=sha256) as (manifest, blob, publish):
+            check_some(manifest)
             check_finite(publish.path, manifest)
+            ties = template_ties(container, model_file)
             publish()
             stored.append(blob)
+            template = None
+            if ties is not None:  # such weights can only be written over a copy of the file itself
+                template = _keep(model_file, container, sha256)
+                stored.append(template)
             return model_create(
                 owner=owner,
                 name=name,
@@ -58,6 +66,8 @@ def model_upload(
                 round=round,
                 input_shape=input_shape,
                 preprocessing=preprocessing,
+                template=template,
+                ties=ties or (),
             )
     except BaseException:
         for blob in stored:
@@ -78,39 +88,40 @@ def preprocessing_upload(*, model: GlobalModel, user: User, file: Path) -> None:
 def _preprocessing_blob(file: Path) -> Blob:
     container = sniff(file)
     copy = staging_path(f".{container}")
-    digest = hashlib.sha256()
-    with file.open("rb") as source, copy.open("wb") as target:
-        while chunk := source.read(2**20):
-            digest.update(chunk)
-            target.write(chunk)
-        target.flush()
-        os.fsync(target.fileno())
     try:
+        shutil.copyfile(file, copy)
         with canonical_blob(file, sha256=None):  # reads it whole and refuses what is no container
             pass
-    except BaseException:
-        copy.unlink()
-        raise
-    return blob_store(
-        source=copy,
-        digest=digest.hexdigest(),
-        size=copy.stat().st_size,
-        suffix=f".{container}",
-    )
+        return _keep(copy, container, None)
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def _keep(file: Path, container: str, sha256: str | None) -> Blob:
+    """Move a file into the storage as it came."""
+    with file.open("rb") as handle:
+        digest = sha256 or hashlib.file_digest(handle, "sha256").hexdigest()
+        os.fsync(handle.fileno())
+        size = os.fstat(handle.fileno()).st_size
+    return blob_store(source=file, digest=digest, size=size, suffix=f".{container}")
 
 
 @contextmanager
 def weights_open(*, version: ModelVersion, container: str) -> Iterator[Rendered]:
-    """A version's weights as a file in `container`; a form other than the stored one is made on the fly."""
+    """A version's weights as a file in `container`; one made from the stored form is kept for a while."""
     with local_path(version.blob) as canonical:
         if container == SAFETENSORS:
             yield Rendered(canonical, version.blob.digest, version.blob.size)
             return
-        path = staging_path(f".{container}")
-        try:
-            write_back(container, canonical, path)
-            with path.open("rb") as handle:
-                etag = hashlib.file_digest(handle, "sha256").hexdigest()
-            yield Rendered(path, etag, path.stat().st_size)
-        finally:
-            path.unlink(missing_ok=True)
+        template = version.model.template if container == version.model.container else None
+        kept = f"{template.digest[:16] if template else container}-{version.blob.digest}"
+
+        def make(path: Path) -> None:
+            if template is None:
+                write_back(container, canonical, path)
+                return
+            with local_path(template) as original:
+                write_back(container, canonical, path, original)
+
+        with rendering(kept, make) as (path, digest):
+            yield Rendered(path, digest, path.stat().st_size)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from django.db import transaction
 
-from fl_server_ai.containers import check_against, check_finite, read_manifest
+from fl_server_ai.containers import check_against, check_finite, check_ties, read_manifest
 from fl_server_ai.services.intake import canonical_blob
 from fl_server_ai.services.rounds import round_advance
 from fl_server_core.exceptions import Invalid, NotFound, NotPermitted
@@ -63,6 +63,7 @@ def update_submit(
     with canonical_blob(file, sha256=sha256) as (manifest, blob, publish):
         with local_path(training.base_version.blob) as base:
             check_against(manifest, read_manifest(base))
+        check_ties(publish.path, manifest, training.model.ties)
         check_finite(publish.path, manifest)
         publish()
         try:

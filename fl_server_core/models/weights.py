@@ -46,6 +46,12 @@ class GlobalModel(models.Model):
     container = models.CharField(
         max_length=20, default="safetensors"
     )  # the form it was uploaded in
+    # The uploaded file itself, where weights can be given in its form only by overwriting a copy of it.
+    template = models.ForeignKey(
+        Blob, on_delete=models.PROTECT, null=True, blank=True, related_name="template_of"
+    )
+    # Lists of names for one and the same numbers: updates must agree on them.
+    ties = models.JSONField(default=list, blank=True)
     current_version = models.ForeignKey(
         "ModelVersion", on_delete=models.PROTECT, null=True, blank=True, related_name="+"
     )

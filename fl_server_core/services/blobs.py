@@ -16,6 +16,7 @@ UNREFERENCED = Q(
     states__isnull=True,
     local_models__isnull=True,
     preprocessing_of__isnull=True,
+    template_of__isnull=True,
 )
 
 
@@ -53,7 +54,7 @@ def files_sweep(*, older_than: timedelta = timedelta(hours=24)) -> int:
     """Delete files that no row names: what kills left in staging, and between a rename and its commit."""
     limit = timezone.now() - older_than
     removed = 0
-    for path in Path(settings.FL_STAGING_DIR).glob("*"):
+    for path in Path(settings.FL_STAGING_DIR).rglob("*"):
         if path.is_file() and path.stat().st_mtime < limit.timestamp():
             path.unlink(missing_ok=True)
             removed += 1

@@ -1,5 +1,7 @@
 """Global models: creating, copying and deleting them. Their bytes are stored before any of this."""
 
+from collections.abc import Iterable
+
 from django.db import transaction
 
 from fl_server_core.exceptions import Conflict, NotPermitted
@@ -18,11 +20,13 @@ def model_create(
     round: int = 0,
     input_shape: list[int | None] | None = None,
     preprocessing: Blob | None = None,
+    template: Blob | None = None,
+    ties: Iterable[Iterable[str]] = (),
 ) -> GlobalModel:
     """Store a model with its uploaded weights as version `round`."""
-    weights.save()
-    if preprocessing is not None:
-        preprocessing.save()
+    for blob in (weights, preprocessing, template):
+        if blob is not None:
+            blob.save()
     model = GlobalModel.objects.create(
         owner=owner,
         name=name,
@@ -31,6 +35,8 @@ def model_create(
         round=round,
         input_shape=input_shape,
         preprocessing=preprocessing,
+        template=template,
+        ties=[list(names) for names in ties],
     )
     return _first_version(model, weights)
 
@@ -48,6 +54,8 @@ def model_clone(*, model: GlobalModel, owner: User) -> GlobalModel:
         round=model.round,
         input_shape=model.input_shape,
         preprocessing=model.preprocessing,
+        template=model.template,
+        ties=model.ties,
     )
     return _first_version(copy, version.blob, parent=version)
 
@@ -75,8 +83,7 @@ def model_delete(*, model: GlobalModel, user: User) -> None:
             state=training.state,
         )
     blobs = list(model.versions.values_list("blob_id", flat=True))
-    if model.preprocessing_id:
-        blobs.append(model.preprocessing_id)
+    blobs += [blob for blob in (model.preprocessing_id, model.template_id) if blob]
     GlobalModel.objects.filter(pk=model.pk).update(current_version=None)
     model.versions.all().delete()
     model.delete()

@@ -16,7 +16,6 @@ from fl_server_ai.containers import Limits, extract
 from fl_server_core.exceptions import (
     BadContainer,
     DomainError,
-    NotAvailable,
     TooLarge,
     UnknownContainer,
 )
@@ -254,13 +253,12 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "npy of dates": (lambda: descr("'<M8[s]'"), "BAD_CONTAINER"),
     "npy of an odd kind": (lambda: descr("'<i3'"), "BAD_CONTAINER"),
     "npy whose dtype is a list": (lambda: descr("[('a', '<f4')]"), "BAD_CONTAINER"),
-    "a pickle": (lambda: b"\x80\x04cos\nsystem\n.", "NOT_AVAILABLE"),
+    "a pickle": (lambda: b"\x80\x04cos\nsystem\n.", "UNKNOWN_CONTAINER"),
 }
 
 
 CLASSES = {
     "UNKNOWN_CONTAINER": UnknownContainer,
-    "NOT_AVAILABLE": NotAvailable,
 }  # all others are BadContainer
 MEMORY = 48 * 2**20  # bytes; the largest header allowed, and its text
 

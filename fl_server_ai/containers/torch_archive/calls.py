@@ -1,0 +1,123 @@
+"""Which names and calls have a place in a file of weights.
+
+Nothing is executed either way. What is refused here is refused so that a hostile file is an error that
+somebody sees, instead of weights that look harmless and are kept.
+"""
+
+import re
+import sys
+from _compat_pickle import IMPORT_MAPPING  # Python 2's module names, which protocol 2 writes
+from typing import Any
+
+from fl_server_ai.containers.torch_archive.records import Global
+from fl_server_core.exceptions import BadContainer
+
+IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*", re.ASCII)
+MAX_NAME = 500
+INSTEAD = "save model.state_dict() instead"
+
+# Of the standard library, a module may mention these, and a program may call them.
+PLAIN = frozenset(
+    [
+        "collections.OrderedDict",
+        "collections.defaultdict",
+        "collections.deque",
+        "collections.Counter",
+        "builtins.set",
+        "builtins.frozenset",
+        "builtins.list",
+        "builtins.dict",
+        "builtins.tuple",
+        "builtins.int",
+        "builtins.float",
+        "builtins.bool",
+        "builtins.str",
+        "builtins.bytes",
+        "builtins.complex",
+        "builtins.slice",
+        "builtins.range",
+        "builtins.object",
+        "builtins.type",
+        "builtins.NoneType",
+        "builtins.Ellipsis",
+        "copyreg._reconstructor",
+        "_codecs.encode",
+        "functools.partial",
+        "types.SimpleNamespace",
+        "datetime.datetime",
+        "datetime.date",
+        "datetime.timedelta",
+        "pathlib.Path",
+        "pathlib.PosixPath",
+        "pathlib.PurePosixPath",
+        "pathlib.WindowsPath",
+        "uuid.UUID",
+        "decimal.Decimal",
+        "fractions.Fraction",
+    ]
+)
+PLAIN_MODULES = frozenset({"math", "typing", "numbers", "abc", "enum"})
+# Of torch and numpy, a program may call these; classes and functions may be mentioned by modules.
+REBUILDERS = frozenset(
+    [
+        "torch.Size",
+        "torch.device",
+        "torch._tensor._rebuild_from_type_v2",
+        "torch._tensor._rebuild_from_type",
+        "torch.serialization._get_layout",
+        "torch._C._distributed_c10d.ReduceOp",
+        "torch.jit._pickle.build_intlist",
+        "torch.jit._pickle.build_tensorlist",
+        "torch.jit._pickle.build_doublelist",
+        "torch.jit._pickle.build_boollist",
+        "torch.jit._pickle.build_tensor_from_id",
+        "torch.jit._pickle.restore_type_tag",
+        "numpy.dtype",
+        "numpy.ndarray",
+        "numpy.core.multiarray._reconstruct",
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray._reconstruct",
+        "numpy._core.multiarray.scalar",
+    ]
+)
+REBUILD = "torch._utils._rebuild_"
+LISTED = frozenset({"torch", "numpy"})  # packages whose callables are listed above
+STANDARD = sys.stdlib_module_names
+
+
+class HostilePickle(BadContainer):
+    """The program does something that no file of weights needs."""
+
+    code = "HOSTILE_PICKLE"
+
+
+def mentioned(module: Any, name: Any) -> Global:
+    """A name that may stand in a file of weights, with its module as Python 3 calls it; or `HostilePickle`."""
+    for part in (module, name):
+        if type(part) is not str or len(part) > MAX_NAME or not IDENTIFIER.fullmatch(part):
+            raise HostilePickle("the pickle names something that can't be a Python name")
+    found = Global(IMPORT_MAPPING.get(module, module), name)
+    top = found.module.partition(".")[0]
+    if top in STANDARD and found.module not in PLAIN_MODULES and found.path not in PLAIN:
+        raise HostilePickle(f"the pickle names {found.path}, which has no place in weights")
+    return found
+
+
+def called(function: Any, arguments: Any) -> Global:
+    """The function of a call that may stand in a file of weights; or `HostilePickle`."""
+    if not isinstance(function, Global) or type(arguments) is not tuple:
+        raise HostilePickle("the pickle calls something that is no plain name")
+    top = function.module.partition(".")[0]
+    if function.path in PLAIN or function.path in REBUILDERS or function.path.startswith(REBUILD):
+        return function
+    if top == "__torch__":  # a class in a TorchScript archive's own code
+        return function
+    if top in STANDARD or top in LISTED or not _enum_member(function, arguments):
+        raise HostilePickle(f"the pickle calls {function.path}; {INSTEAD}")
+    return function
+
+
+def _enum_member(function: Global, arguments: tuple[Any, ...]) -> bool:
+    """Modules of users hold enums, which pickle as `Class(value)`."""
+    name = function.name.rpartition(".")[2]
+    return name[:1].isupper() and len(arguments) == 1 and type(arguments[0]) in {int, str}

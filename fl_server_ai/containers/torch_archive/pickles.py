@@ -1,0 +1,266 @@
+"""Runs a pickle program without pickle: names are inert, calls are only written down.
+
+Why not a subclass of `pickle.Unpickler`: that one allocates what ten bytes claim, and hashes what it is
+given, which nested tuples turn into a crash. Here mappings are lists of pairs, nothing is hashed, and opcodes and
+memory are bounded.
+"""
+
+import pickletools
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+from fl_server_ai.containers.torch_archive.calls import HostilePickle, called, mentioned
+from fl_server_ai.containers.torch_archive.records import Items, Made, Pairs, Persistent
+
+MAX_OPCODES = 2_000_000
+MAX_MEMORY = 40 * 2**20  # bytes, roughly, of everything that the program makes
+MAX_INTEGER = 2**63  # nothing that a tensor counts is larger
+# Rough sizes in CPython: of a value, of a reference to it on stack, memo or in a tuple, of a container.
+VALUE, REFERENCE, CONTAINER = 40, 16, 120
+
+CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+NUMBERS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"})
+TEXTS = frozenset(
+    ["BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"]
+)
+IGNORED = frozenset({"PROTO", "FRAME"})  # a frame's size is only a hint
+
+
+class _Mark:
+    """Where a list of values begins on the stack."""
+
+
+MARK = _Mark()
+
+
+def interpret(program: bytes) -> Any:
+    """The value that the program leaves, made of numbers, texts, tuples and the classes in `records`.
+
+    Raises `HostilePickle` for whatever no writer of weights does, damaged programs included.
+    """
+    machine = Machine()
+    left = MAX_OPCODES
+    try:
+        for opcode, argument, _ in pickletools.genops(BytesIO(program)):
+            left -= 1
+            if left < 0:
+                raise HostilePickle(f"the pickle has more than {MAX_OPCODES:,} opcodes")
+            if opcode.name == "STOP":
+                return machine.result()
+            machine.step(opcode.name, argument)
+    except (ValueError, IndexError, OverflowError) as error:
+        raise HostilePickle(f"the pickle is damaged: {str(error)[:100]!r}") from error
+    raise HostilePickle("the pickle does not end")
+
+
+class Machine:
+    """Stack and memo. Each method named `op_` carries out the opcode of its name."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.memory = MAX_MEMORY
+        self.carry_out: dict[str, Callable[[Any], None]] = {
+            name.removeprefix("op_").upper(): getattr(self, name)
+            for name in dir(self)
+            if name.startswith("op_")
+        }
+
+    def step(self, name: str, argument: Any) -> None:
+        """Carry out one opcode."""
+        if name in CONSTANTS:
+            self.push(CONSTANTS[name], 0)
+        elif name in NUMBERS:
+            if abs(argument) > MAX_INTEGER and name != "BINFLOAT":
+                raise HostilePickle("the pickle holds an integer of more than 64 bits")
+            self.push(argument, VALUE)
+        elif name in TEXTS:
+            self.push(argument, VALUE + 4 * len(argument))
+        elif name in self.carry_out:
+            self.carry_out[name](argument)
+        elif name not in IGNORED:
+            raise HostilePickle(f"the opcode {name} has no place in a file of weights")
+
+    def result(self) -> Any:
+        """The one value that is left."""
+        value = self.pop()
+        if self.stack:
+            raise HostilePickle("the pickle leaves more than one value")
+        return value
+
+    def push(self, value: Any, size: int) -> None:
+        """Put a value of about `size` bytes on the stack."""
+        self.spend(size + REFERENCE)
+        self.stack.append(value)
+
+    def spend(self, size: int) -> None:
+        """Count memory that is about to be used; it is never given back, so that the sum is bounded."""
+        self.memory -= size
+        if self.memory < 0:
+            raise HostilePickle(f"the pickle makes more than {MAX_MEMORY >> 20} MiB of objects")
+
+    def pop(self) -> Any:
+        """The top value, never a mark."""
+        value = self.stack.pop()
+        if value is MARK:
+            raise HostilePickle("the pickle takes a mark for a value")
+        return value
+
+    def top(self) -> Any:
+        value = self.pop()
+        self.stack.append(value)
+        return value
+
+    def to_mark(self) -> list[Any]:
+        """All values above the last mark, which goes with them."""
+        for index in range(len(self.stack) - 1, -1, -1):
+            if self.stack[index] is MARK:
+                values = self.stack[index + 1 :]
+                del self.stack[index:]
+                return values
+        raise HostilePickle("the pickle misses a mark")
+
+    def op_mark(self, _: Any) -> None:
+        self.push(MARK, 0)
+
+    def op_pop(self, _: Any) -> None:
+        self.pop()
+
+    def op_pop_mark(self, _: Any) -> None:
+        self.to_mark()
+
+    def op_dup(self, _: Any) -> None:
+        self.push(self.top(), 0)
+
+    # Tuples, lists, sets and dicts.
+
+    def _tuple(self, values: list[Any]) -> None:
+        self.push(tuple(values), VALUE + REFERENCE * len(values))
+
+    def op_tuple(self, _: Any) -> None:
+        self._tuple(self.to_mark())
+
+    def op_tuple1(self, _: Any) -> None:
+        self._tuple([self.pop()])
+
+    def op_tuple2(self, _: Any) -> None:
+        second, first = self.pop(), self.pop()
+        self._tuple([first, second])
+
+    def op_tuple3(self, _: Any) -> None:
+        third, second, first = self.pop(), self.pop(), self.pop()
+        self._tuple([first, second, third])
+
+    def op_empty_list(self, _: Any) -> None:
+        self.push(Items(), CONTAINER)
+
+    op_empty_set = op_empty_list
+
+    def op_empty_dict(self, _: Any) -> None:
+        self.push(Pairs(), CONTAINER)
+
+    def op_frozenset(self, _: Any) -> None:
+        values = self.to_mark()
+        self.push(Items(), CONTAINER)
+        self._extend(values)
+
+    op_list = op_frozenset
+
+    def op_dict(self, _: Any) -> None:
+        values = self.to_mark()
+        self.push(Pairs(), CONTAINER)
+        self._fill(values)
+
+    def op_append(self, _: Any) -> None:
+        self._extend([self.pop()])
+
+    def op_appends(self, _: Any) -> None:
+        self._extend(self.to_mark())
+
+    op_additems = op_appends
+
+    def op_setitem(self, _: Any) -> None:
+        value, key = self.pop(), self.pop()
+        self._fill([key, value])
+
+    def op_setitems(self, _: Any) -> None:
+        self._fill(self.to_mark())
+
+    def _extend(self, values: list[Any]) -> None:
+        target = self.top()
+        if isinstance(target, Made):
+            self.spend(CONTAINER)
+            target.items = target.items or Items()
+            target = target.items
+        if not isinstance(target, Items):
+            raise HostilePickle("the pickle appends to something that is no list")
+        self.spend(REFERENCE * len(values))
+        target.items += values
+
+    def _fill(self, values: list[Any]) -> None:
+        target = self.top()
+        if isinstance(target, Made):
+            self.spend(CONTAINER)
+            target.pairs = target.pairs or Pairs()
+            target = target.pairs
+        if not isinstance(target, Pairs) or len(values) % 2:
+            raise HostilePickle("the pickle fills something that is no dict")
+        self.spend(VALUE * len(values))
+        target.pairs += zip(values[::2], values[1::2], strict=True)
+
+    # The memo.
+
+    def op_binput(self, index: Any) -> None:
+        self.spend(VALUE + 2 * REFERENCE)
+        self.memo[index] = self.top()
+
+    op_long_binput = op_binput
+
+    def op_memoize(self, _: Any) -> None:
+        self.op_binput(len(self.memo))
+
+    def op_binget(self, index: Any) -> None:
+        if index not in self.memo:
+            raise HostilePickle("the pickle recalls what it never stored")
+        self.push(self.memo[index], 0)
+
+    op_long_binget = op_binget
+
+    # Names and what would be made with them.
+
+    def op_global(self, argument: Any) -> None:
+        module, _, name = argument.partition(" ")
+        self.push(mentioned(module, name), CONTAINER + 2 * len(argument))
+
+    def op_stack_global(self, _: Any) -> None:
+        name, module = self.pop(), self.pop()
+        self.push(mentioned(module, name), CONTAINER)
+
+    def op_reduce(self, _: Any) -> None:
+        arguments, function = self.pop(), self.pop()
+        self.push(Made(called(function, arguments), arguments), CONTAINER)
+
+    def op_newobj(self, _: Any) -> None:
+        arguments, cls = self.pop(), self.pop()
+        self._new(cls, arguments)
+
+    def op_newobj_ex(self, _: Any) -> None:
+        _keywords, arguments, cls = self.pop(), self.pop(), self.pop()
+        self._new(cls, arguments)
+
+    def _new(self, cls: Any, arguments: Any) -> None:
+        mentioned(getattr(cls, "module", None), getattr(cls, "name", None))
+        if type(arguments) is not tuple:
+            raise HostilePickle("the pickle makes an object without a tuple of arguments")
+        self.push(Made(cls, arguments), CONTAINER)
+
+    def op_build(self, _: Any) -> None:
+        state = self.pop()
+        target = self.top()
+        if not isinstance(target, Made) or target.state is not None:
+            raise HostilePickle("the pickle gives a state to something that takes none")
+        target.state = state
+
+    def op_binpersid(self, _: Any) -> None:
+        self.push(Persistent(self.pop()), CONTAINER)
