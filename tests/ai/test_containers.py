@@ -179,7 +179,7 @@ def test_any_bytes_at_all_are_a_domain_error_or_a_file(tmp_path: Path, data: byt
 def test_what_is_not_read_here_says_what_it_is_and_what_is_read(
     tmp_path: Path, data: bytes, says: str, code: str
 ) -> None:
-    with pytest.raises(DomainError, match=rf"{says}.*safetensors and \.npz") as refusal:
+    with pytest.raises(DomainError, match=rf"{says}.*safetensors, \.npz, torch") as refusal:
         sniff(put(tmp_path, data))
 
     assert refusal.value.error_code == code
