@@ -5,7 +5,7 @@ PYTHON ?= python3
 PG_TESTS := tests/core tests/ai tests/api tests/system/test_concurrency.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo serve check test test-sqlite test-postgres test-heavy bench docs fix clean
+.PHONY: help venv demo serve check test test-sqlite test-postgres test-heavy fuzz bench docs fix clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,11 +48,16 @@ test-postgres: venv ## what depends on the database, on PostgreSQL
 test-heavy: venv ## minutes and gigabytes, and a GPU where there is one
 	$(PY) -m pytest -m "heavy or gpu"
 
+fuzz: venv ## ten minutes of hostile files, guided by coverage; SECONDS=60 for less
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[fuzz]'
+	$(PY) -m tests.fuzz.containers -max_total_time=$(or $(SECONDS),600)
+
 bench: venv ## what the documentation claims about speed and memory
 	$(PY) benchmarks/aggregation.py
 	$(PY) benchmarks/rounds.py --server embedded
 	$(PY) benchmarks/rounds.py --server production
 	$(PY) benchmarks/upload.py
+	$(PY) benchmarks/containers.py
 
 docs: venv ## HTML in docs/_build/html
 	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html

@@ -1,13 +1,11 @@
 """What `torch.save` writes: an archive of a state dict, of a list of tensors, or of a whole module."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fl_server_ai.containers.container import CONTAINERS, Container, Ties
 from fl_server_ai.containers.limits import Limits
-from fl_server_ai.containers.torch_archive.archive import check_crcs
 from fl_server_ai.containers.torch_archive.overwriting import check_overwritable, overwrite
-from fl_server_ai.containers.torch_archive.reading import open_weights, view_blocks
+from fl_server_ai.containers.torch_archive.reading import check_others, open_weights, view_blocks
 from fl_server_ai.containers.unread import torch_kind
 from fl_server_ai.containers.writing import write_canonical
 from fl_server_core.exceptions import Unusable
@@ -22,17 +20,11 @@ class TorchSave(Container):
         return torch_kind(head, path) == self.kind
 
     def extract(self, source: Path, target: Path, limits: Limits) -> str:
-        with open_weights(source, limits) as weights, ThreadPoolExecutor(1) as beside:
-            checked = beside.submit(check_crcs, source, weights.storages())
-            digest = write_canonical(
+        with open_weights(source, limits) as weights:
+            check_others(weights)
+            return write_canonical(
                 target, weights.layout(), lambda name: view_blocks(weights, name)
             )
-            try:
-                checked.result()
-            except BaseException:
-                target.unlink()
-                raise
-            return digest
 
     def template(self, source: Path, limits: Limits) -> Ties:
         with open_weights(source, limits) as weights:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import types
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -244,6 +245,36 @@ def test_what_holds_no_plain_named_tensors_is_refused_with_what_to_do(
         read(tmp_path / "file.pt")
 
     assert refusal.value.error_code == code
+
+
+def test_files_as_torch_1_6_laid_them_out_are_read_and_written_back(tmp_path: Path) -> None:
+    module = network()
+    state = module.state_dict()
+    for part in module.modules():
+        for held in ("_parameters", "_buffers", "_modules"):
+            part.__dict__[held] = OrderedDict(part.__dict__[held])
+        for later in (
+            "_forward_hooks_with_kwargs",
+            "_state_dict_pre_hooks",
+            "_is_full_backward_hook",
+        ):
+            part.__dict__.pop(later, None)
+    torch.save(module, tmp_path / "today.pt")
+    files.scripted(network(), tmp_path / "script.pt")
+    for name in ("today.pt", "script.pt"):
+        old = tmp_path / f"old-{name}"
+        with zipfile.ZipFile(tmp_path / name) as now, zipfile.ZipFile(old, "w") as then:
+            for entry in now.namelist():
+                if not entry.endswith(("byteorder", "_id", "_version", "_alignment", "/version")):
+                    then.writestr(f"archive/{entry.partition('/')[2]}", now.read(entry))
+            then.writestr("archive/version", b"3\n")
+    new = other_weights(state)
+
+    old_module, old_script = tmp_path / "old-today.pt", tmp_path / "old-script.pt"
+    same(read(old_module), state)
+    loaded = torch.load(rewritten(old_module, new), weights_only=False)
+    same({**dict(loaded.named_parameters()), **dict(loaded.named_buffers())}, new)
+    same(torch.jit.load(rewritten(old_script, new)).state_dict(), new)
 
 
 def test_files_before_torch_1_6_are_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,14 +82,14 @@ def open_archive(path: Path, limits: Limits) -> Iterator[Archive]:
         yield Archive(file, zip, limits)
 
 
-def check_crcs(path: Path, entries: Iterable[Entry]) -> None:
-    """Read the entries once, in constant memory; `BadContainer` unless their CRCs are right."""
-    with path.open("rb", buffering=0) as file:
-        for entry in entries:
-            if crc_of(file, entry) != entry.crc:
-                raise BadContainer(
-                    f"{entry.name[:64]!r} has a wrong CRC: the file was damaged on its way"
-                )
+def checked_blocks(file: BinaryIO, entry: Entry) -> Iterator[memoryview]:
+    """The entry's bytes; `BadContainer` after the last of them unless their CRC is right."""
+    crc = 0
+    for block in read_blocks(file, entry.start, entry.size):
+        crc = zlib.crc32(block, crc)
+        yield block
+    if crc != entry.crc:
+        raise BadContainer(f"{entry.name[:64]!r} has a wrong CRC: the file was damaged on its way")
 
 
 def crc_of(file: BinaryIO, entry: Entry) -> int:

@@ -11,7 +11,12 @@ import numpy as np
 
 from fl_server_ai.containers.canonical import DTYPE_BYTES
 from fl_server_ai.containers.limits import Limits
-from fl_server_ai.containers.torch_archive.archive import Archive, Entry, open_archive
+from fl_server_ai.containers.torch_archive.archive import (
+    Archive,
+    Entry,
+    checked_blocks,
+    open_archive,
+)
 from fl_server_ai.containers.torch_archive.names import named_views, of_module, of_saved
 from fl_server_ai.containers.torch_archive.pickles import interpret
 from fl_server_ai.containers.torch_archive.scripts import Classes
@@ -78,13 +83,29 @@ def open_weights(path: Path, limits: Limits) -> Iterator[Weights]:
 
 
 def view_blocks(weights: Weights, name: str) -> Iterator[bytes | memoryview]:
-    """A tensor's numbers, C order, little-endian."""
+    """A tensor's numbers, C order, little-endian; with a CRC that is right if it fills its storage."""
     view, entry = weights.views[name], weights.entry(weights.views[name])
-    if view.contiguous:
+    if fills(view, entry):
+        yield from checked_blocks(weights.archive.file, entry)
+    elif view.contiguous:
         yield from read_blocks(weights.archive.file, entry.start + view.offset, view.nbytes)
-        return
-    for part in parts(mapped(weights.archive.file, entry, view, mmap.ACCESS_READ)):
-        yield part.tobytes()
+    else:
+        for part in parts(mapped(weights.archive.file, entry, view, mmap.ACCESS_READ)):
+            yield part.tobytes()
+
+
+def check_others(weights: Weights) -> None:
+    """Check the CRCs of storages that no tensor fills, which `view_blocks` therefore does not check."""
+    views = weights.views.values()
+    filled = {view.key for view in views if fills(view, weights.entry(view))}
+    for key in {view.key for view in views} - filled:
+        for _ in checked_blocks(weights.archive.file, weights.archive.storage(key)):
+            pass
+
+
+def fills(view: View, entry: Entry) -> bool:
+    """Whether the tensor is the whole storage, from its first byte to its last."""
+    return view.contiguous and view.offset == 0 and view.nbytes == entry.size
 
 
 def mapped(file: BinaryIO, entry: Entry, view: View, access: int) -> np.ndarray[Any, Any]:
