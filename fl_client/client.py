@@ -66,7 +66,13 @@ class Context:
 
 
 class Client:
-    """Subclass this. One method runs at a time; an exception fails the task, not the program."""
+    """Subclass this. One method runs at a time; an exception fails the task, not the program.
+
+    Set `share_raw_model = False` to refuse trainings with daisy chaining, in which the model that this
+    site has trained goes to another site before it is averaged with others.
+    """
+
+    share_raw_model = True
 
     def fit(self, weights: Weights, config: dict[str, Any], context: Context) -> FitResult:
         """Train from `weights` on local data. The arrays are yours to change.

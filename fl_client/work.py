@@ -15,6 +15,7 @@ from fl_client.transport import Transport
 log = logging.getLogger("fl.client")
 
 Task = dict[str, Any]
+CHAINING_REFUSED = "this training hands each site's model to another site, which this site refuses"
 
 
 class Worker:
@@ -34,6 +35,8 @@ class Worker:
         kind = task.get("kind")
         try:
             if kind == "train":
+                if _hands_on(task) and not self._client.share_raw_model:
+                    return self.fail(task, "CHAINING_REFUSED", CHAINING_REFUSED, "")
                 return self._train(task)
             if kind == "evaluate":
                 return self._evaluate(task)
@@ -191,3 +194,8 @@ def _fitting(result: FitResult, given: dict[str, tuple[tuple[int, ...], Any]]) -
 
 def is_torch_dtype(dtype: object) -> bool:
     return type(dtype).__module__ == "torch"
+
+
+def _hands_on(task: Task) -> bool:
+    """Whether the model that this site sends goes to another site as it is."""
+    return bool((task.get("config") or {}).get("daisy_chain"))

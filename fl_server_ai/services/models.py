@@ -12,7 +12,8 @@ from fl_server_ai.containers import check_finite, check_some, sniff, template_ti
 from fl_server_ai.services.intake import canonical_blob
 from fl_server_ai.services.renderings import rendering
 from fl_server_core.exceptions import NotPermitted
-from fl_server_core.models import Blob, GlobalModel, ModelVersion, User
+from fl_server_core.lifecycle import TaskKind, TaskState
+from fl_server_core.models import Blob, GlobalModel, Task, User
 from fl_server_core.services.blobs import blob_discard, blob_store
 from fl_server_core.services.models import model_create, preprocessing_set
 from fl_server_core.storage import local_path, staging_path
@@ -106,15 +107,34 @@ def _keep(file: Path, container: str, sha256: str | None) -> Blob:
     return blob_store(source=file, digest=digest, size=size, suffix=f".{container}")
 
 
+def weights_for(*, model: GlobalModel, user: User) -> Blob:
+    """What a user has to work with: the current weights, or in a daisy chain those that he goes on from."""
+    task = (
+        Task.objects.filter(
+            user=user,
+            kind=TaskKind.TRAIN,
+            state=TaskState.OPEN,
+            round__training__model=model,
+            continues__blob__isnull=False,
+        )
+        .select_related("continues__blob")
+        .order_by("-created_at")
+        .first()
+    )
+    if task is not None and task.continues is not None and task.continues.blob is not None:
+        return task.continues.blob
+    return model.weights.blob
+
+
 @contextmanager
-def weights_open(*, version: ModelVersion, container: str) -> Iterator[Rendered]:
-    """A version's weights as a file in `container`; one made from the stored form is kept for a while."""
-    with local_path(version.blob) as canonical:
+def weights_open(*, model: GlobalModel, blob: Blob, container: str) -> Iterator[Rendered]:
+    """Weights of a model as a file in `container`; one made from the stored form is kept for a while."""
+    with local_path(blob) as canonical:
         if container == SAFETENSORS:
-            yield Rendered(canonical, version.blob.digest, version.blob.size)
+            yield Rendered(canonical, blob.digest, blob.size)
             return
-        template = version.model.template if container == version.model.container else None
-        kept = f"{template.digest[:16] if template else container}-{version.blob.digest}"
+        template = model.template if container == model.container else None
+        kept = f"{template.digest[:16] if template else container}-{blob.digest}"
 
         def make(path: Path) -> None:
             if template is None:

@@ -8,6 +8,8 @@ from django.utils import timezone
 
 from fl_server_ai.dispatch import dispatch_event
 from fl_server_ai.notifications import wakeups
+from fl_server_ai.services.chaining import AGGREGATE, step_after
+from fl_server_ai.services.training_options import trainer_options
 from fl_server_core.lifecycle import (
     OPEN_PHASES,
     RoundPhase,
@@ -26,6 +28,7 @@ from fl_server_core.services.trainings import training_locked
 
 log = logging.getLogger("fl.server")
 TRAINING_ROUND_FINISHED = "TrainingRoundFinished"
+DAISY_CHAIN_ROUND_FINISHED = "DaisyChainRoundFinished"
 MODEL_TEST_FINISHED = "ModelTestFinished"
 
 
@@ -71,7 +74,14 @@ def _close_collection(training: Training, round: Round) -> TrainerEvent | None:
         )
         return None
     move(round, RoundPhase.AGGREGATING, deadline=None)
-    return _event(training, round, TRAINING_ROUND_FINISHED)
+    step = step_after(
+        trainer_options(training), round=round.number, target=training.target_num_updates
+    )
+    return _event(
+        training,
+        round,
+        TRAINING_ROUND_FINISHED if step == AGGREGATE else DAISY_CHAIN_ROUND_FINISHED,
+    )
 
 
 def _close_test(training: Training, round: Round) -> TrainerEvent | None:

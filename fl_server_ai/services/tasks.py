@@ -61,6 +61,20 @@ def _weights(model: GlobalModel, version: ModelVersion) -> dict[str, Any]:
     }
 
 
+def _start(task: Task) -> dict[str, Any]:
+    """The weights to begin with: in a daisy chain another participant's."""
+    model = task.round.training.model
+    start = _weights(model, model.weights)
+    if task.kind != TaskKind.TRAIN or task.continues is None or task.continues.blob is None:
+        return start
+    return {
+        **start,
+        "url": f"/api/models/{model.pk}/",
+        "sha256": task.continues.digest,
+        "bytes": task.continues.size,
+    }
+
+
 def _task(task: Task) -> dict[str, Any]:
     training = task.round.training
     model = training.model
@@ -70,12 +84,13 @@ def _task(task: Task) -> dict[str, Any]:
         "kind": task.kind,
         "training": str(training.pk),
         "round": task.number,
-        "model": _weights(model, model.weights),
+        "model": _start(task),
         "upload_url": f"/api/models/{model.pk}/{verb}",
         "config": {
             **client_config(training),
             "round": task.number,
             "rounds": training.target_num_updates,
+            **({"daisy_chain": True} if training.options.get("daisy_chain_period") else {}),
         },
         "created_at": task.created_at.isoformat(),
         "deadline": task.round.deadline.isoformat() if task.round.deadline else None,

@@ -15,7 +15,6 @@ from fl_server_core.models import Training
 # Known from the wire contract; refused until the server really does them.
 LATER_STRATEGIES = frozenset(
     [
-        "FedDC",
         "FedAvgM",
         "FedAdagrad",
         "FedAdam",
@@ -38,9 +37,7 @@ LATER_STRATEGIES = frozenset(
         "FedPM",
     ]
 )
-LATER_OPTIONS = frozenset(
-    ["daisy_chain_period", "aggregation_period", "chain_period", "uncertainty", "swag_rounds"]
-)
+LATER_OPTIONS = frozenset(["uncertainty", "swag_rounds"])
 MAX_CLIENT_CONFIG = 16_384
 
 
@@ -65,12 +62,50 @@ class TrainerOptions:
         default=1, metadata={"doc": "A round with fewer updates at its end fails.", "ge": 1}
     )
 
+    daisy_chain_period: int = field(
+        default=0,
+        metadata={
+            "doc": "Local rounds in each of which a site goes on with another's model "
+            "(FedDC, arXiv:2110.03469); target_num_updates is multiplied by it. 0: no chaining.",
+            "ge": 0,
+            "le": 1_000_000,
+        },
+    )
+    aggregation_period: int | None = field(
+        default=0,
+        metadata={
+            "doc": "Average the chained models after so many local rounds; 0: daisy_chain_period, "
+            "null: only at the end.",
+            "ge": 0,
+        },
+    )
+    chain_period: int = field(
+        default=1, metadata={"doc": "Hand models on after so many local rounds.", "ge": 1}
+    )
+    chain_weight: str = field(
+        default="last",
+        metadata={
+            "doc": "A chained model counts by its last site's samples, or by all since the last "
+            "average.",
+            "choices": ("last", "chain_samples"),
+        },
+    )
+    no_fixed_points: bool = field(
+        default=False, metadata={"doc": "Nobody gets his own model back when models are handed on."}
+    )
+
+    @property
+    def aggregation_every(self) -> int | None:
+        """Local rounds between two averages of chained models; None: only at the end."""
+        return self.daisy_chain_period if self.aggregation_period == 0 else self.aggregation_period
+
     @property
     def seconds(self) -> float:
         """How long a phase may last. There is always an end: nothing waits for ever."""
         return settings.FL_ROUND_SECONDS if self.round_deadline is None else self.round_deadline
 
 
+CHAINING = frozenset({"aggregation_period", "chain_period", "chain_weight", "no_fixed_points"})
 TRAINER_FIELDS = frozenset(option.name for option in fields(TrainerOptions))
 
 
@@ -95,7 +130,24 @@ def options_validate(*, aggregation_method: str, options: Mapping[str, Any]) -> 
             f"the option {name!r} is not available on this server yet",
             errors=[{"pointer": f"/options/{name}", "code": "not_available", "detail": "not yet"}],
         )
-    _split(aggregation_method, options)
+    _check_chaining(aggregation_method, options, _split(aggregation_method, options)[0])
+
+
+def _check_chaining(method: str, given: Mapping[str, Any], options: TrainerOptions) -> None:
+    every = options.aggregation_every
+    wrong = ""
+    if not options.daisy_chain_period:
+        wrong = "daisy_chain_period" if method == "FedDC" or CHAINING & given.keys() else ""
+        said = f"{method if method == 'FedDC' else 'chaining'} needs daisy_chain_period >= 1"
+    elif every is not None and options.chain_period > every:
+        wrong = "chain_period"
+        said = f"chain_period is 1 to {every}, the local rounds between two averages"
+    if wrong:
+        raise Invalid(
+            f"/options/{wrong}: {said}",
+            code="BAD_OPTION",
+            errors=[{"pointer": f"/options/{wrong}", "code": "range", "detail": said}],
+        )
 
 
 def _split(

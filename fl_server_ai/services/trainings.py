@@ -9,15 +9,18 @@ from django.utils import timezone
 
 from fl_server_ai.dispatch import dispatch_notifications
 from fl_server_ai.notifications import wakeups
+from fl_server_ai.services.chaining import starts_of
 from fl_server_ai.services.rounds import round_advance
 from fl_server_ai.services.training_options import options_validate, trainer_options
-from fl_server_core.exceptions import Conflict, IllegalMove, NotAvailable, NotPermitted
+from fl_server_core.exceptions import Conflict, IllegalMove, Invalid, NotAvailable, NotPermitted
 from fl_server_core.lifecycle import RoundPhase, TrainingState, move
 from fl_server_core.models import GlobalModel, Round, Training, User
 from fl_server_core.models.notifications import NotificationType
 from fl_server_core.models.trainings import UncertaintyMethod
 from fl_server_core.services import rounds, trainings
 from fl_server_core.services.notifications import notifications_queue
+
+MAX_ROUNDS = 2**31 - 1
 
 
 def training_create(
@@ -35,6 +38,9 @@ def training_create(
     if uncertainty_method != UncertaintyMethod.NONE:
         raise NotAvailable(f"{uncertainty_method} is not available on this server yet")
     options_validate(aggregation_method=aggregation_method, options=options)
+    target_num_updates *= max(1, int(options.get("daisy_chain_period") or 0))  # local rounds
+    if target_num_updates > MAX_ROUNDS:
+        raise Invalid(f"a training has at most {MAX_ROUNDS:,} rounds", code="TOO_MANY_ROUNDS")
     return trainings.training_create(
         actor=actor,
         model=model,
@@ -44,6 +50,16 @@ def training_create(
         metric_names=metric_names,
         clients=clients,
     )
+
+
+def training_notices(training: Training) -> list[str]:
+    """What researchers and sites should know before a training starts."""
+    if not trainer_options(training).daisy_chain_period:
+        return []
+    return [
+        "Daisy chaining: the model that a site has trained on its own data goes to another site as "
+        "it is, before it is averaged. A site may refuse."
+    ]
 
 
 @transaction.atomic
@@ -75,7 +91,10 @@ def round_start(training: Training) -> Round:
     """Open the next round and tell everybody; the training is locked. Again: the round as it is."""
     options = trainer_options(training)
     opened = rounds.round_open(
-        training=training, seconds=options.seconds, policy={"min_updates": options.min_updates}
+        training=training,
+        seconds=options.seconds,
+        policy={"min_updates": options.min_updates},
+        starts=starts_of(training, options),
     )
     dispatch_notifications()
     wakeups.publish([str(pk) for pk in opened.tasks.values_list("user_id", flat=True)])

@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from fl_server_ai.aggregation import UpdateMeta
 from fl_server_ai.aggregation.engine import Aggregated, UpdateFile, aggregate
+from fl_server_ai.services.chaining import weight_of
 from fl_server_ai.services.training_options import TrainerOptions, strategy_of
 from fl_server_core.exceptions import AggregationException
 from fl_server_core.lifecycle import RoundPhase, UpdateState, move
@@ -29,6 +30,7 @@ from fl_server_core.services.blobs import (
     blobs_delete_doomed,
     blobs_doom_unreferenced,
 )
+from fl_server_core.services.chains import chain_consume, chain_models
 from fl_server_core.services.events import event_held
 from fl_server_core.services.trainings import training_locked
 from fl_server_core.storage import local_path, staging_path
@@ -44,17 +46,13 @@ def aggregate_round(
     The result depends on the updates alone, so a second worker that does the same makes the same
     bytes; the first one to commit publishes, the other's file is discarded.
     """
-    updates = list(
-        LocalModel.objects.filter(round=round, state=UpdateState.ACCEPTED)
-        .select_related("blob")
-        .order_by("owner_id")
-    )
+    updates = _updates(training, round, options)
     if not updates:
         raise AggregationException(f"round {round.number} has no accepted updates")
     started = timezone.now()
     out, state_out = staging_path(".safetensors"), staging_path(".state")
     try:
-        result = _aggregate(training, round, updates, out, state_out)
+        result = _aggregate(training, round, updates, options, out, state_out)
         blobs = [blob_store(source=out, digest=result.digest, size=result.size)]
         if state_out.exists():  # only of strategies that remember something
             blobs.append(_state_blob(state_out))
@@ -79,6 +77,22 @@ def aggregate_round(
     blobs_delete_doomed()
 
 
+def _updates(training: Training, round: Round, options: TrainerOptions) -> list[LocalModel]:
+    """What is averaged: the round's updates, or in a daisy chain the newest of every chain."""
+    if options.daisy_chain_period:
+        return chain_models(training)
+    accepted = LocalModel.objects.filter(round=round, state=UpdateState.ACCEPTED)
+    return list(accepted.select_related("blob", "round").order_by("owner_id"))
+
+
+def _meta(update: LocalModel, options: TrainerOptions) -> UpdateMeta:
+    # One participant may have left two chains; in the order of rounds, then.
+    return UpdateMeta(
+        participant=f"{update.owner_id}/{update.round.number:010}",
+        num_examples=weight_of(options, update),
+    )
+
+
 def _state_blob(path: Path) -> Blob:
     with path.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
@@ -92,7 +106,12 @@ def _discard(blobs: list[Blob]) -> None:
 
 
 def _aggregate(
-    training: Training, round: Round, updates: list[LocalModel], out: Path, state_out: Path
+    training: Training,
+    round: Round,
+    updates: list[LocalModel],
+    options: TrainerOptions,
+    out: Path,
+    state_out: Path,
 ) -> Aggregated:
     base = ModelVersion.objects.select_related("blob", "strategy_state").get(
         pk=round.base_version_id
@@ -103,7 +122,7 @@ def _aggregate(
             updates=[
                 UpdateFile(
                     stack.enter_context(local_path(update.blob)),
-                    UpdateMeta(participant=str(update.owner_id), num_examples=update.sample_size),
+                    _meta(update, options),
                     update.digest,
                 )
                 for update in updates
@@ -145,19 +164,21 @@ def _publish(
         strategy_state=blobs[1] if len(blobs) > 1 else None,
         strategy=training.aggregation_method,
         num_updates=len(updates),
-        total_examples=sum(update.sample_size for update in updates),
+        total_examples=sum(weight_of(options, update) for update in updates),
     )
     GlobalModel.objects.filter(pk=training.model_id).update(
         current_version=version, round=version.number
     )
     Round.objects.filter(pk=round.pk).update(result_version=version, warnings=result.warnings)
     Training.objects.filter(pk=training.pk).update(last_update=timezone.now())
-    _consume(updates, options)
+    delete = options.delete_local_models_after_aggregation
+    if options.daisy_chain_period:
+        chain_consume(training, delete=delete)
+    _consume(updates, delete=delete)
     return True
 
 
-def _consume(updates: list[LocalModel], options: TrainerOptions) -> None:
-    delete = options.delete_local_models_after_aggregation
+def _consume(updates: list[LocalModel], *, delete: bool) -> None:
     blobs = [update.blob_id for update in updates if update.blob_id is not None]
     for update in updates:
         move(update, UpdateState.CONSUMED, **({"blob": None} if delete else {}))

@@ -5,6 +5,7 @@ from typing import Any
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from fl_server_ai.services.trainings import training_notices
 from fl_server_api.serializers.common import Finite, Input, Text
 from fl_server_api.serializers.models import MAX_INT
 from fl_server_core.models import Round, Task, Training
@@ -31,6 +32,7 @@ class TrainingOutput(serializers.ModelSerializer[Training]):
     round = serializers.IntegerField(source="model.round")
     current_version = serializers.IntegerField(source="model.weights.number")
     options = serializers.DictField()
+    notices = serializers.SerializerMethodField()
 
     class Meta:
         model = Training
@@ -38,8 +40,13 @@ class TrainingOutput(serializers.ModelSerializer[Training]):
             "id", "model", "actor", "participants", "state", "reason", "round",
             "target_num_updates", "current_version", "metric_names", "uncertainty_method",
             "aggregation_method", "options", "created_at", "started_at", "finished_at",
-            "last_update",
+            "last_update", "notices",
         ]  # fmt: skip
+
+    @extend_schema_field(serializers.ListField(child=serializers.CharField()))
+    def get_notices(self, training: Training) -> list[str]:
+        """What people should know before it starts."""
+        return training_notices(training)
 
     @extend_schema_field(serializers.ListField(child=serializers.UUIDField()))
     def get_participants(self, training: Training) -> list[str]:

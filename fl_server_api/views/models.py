@@ -13,6 +13,7 @@ from fl_server_ai.services.models import (
     SAFETENSORS,
     model_upload,
     preprocessing_upload,
+    weights_for,
     weights_open,
 )
 from fl_server_ai.services.updates import metrics_submit, update_precheck, update_submit
@@ -131,15 +132,19 @@ class ModelView(View):
         responses=answers({**FILE, 206: OpenApiTypes.BINARY, 304: None, 416: None}, 404, 422, 507),
     )
     def get(self, request: Request, pk: str) -> HttpResponseBase:
-        """The weights, in the container that the model was uploaded in unless safetensors is asked for."""
+        """The weights, in the container that the model was uploaded in unless safetensors is asked for.
+
+        A participant in a daisy chain gets those that he has to go on from, unless he asks for a version.
+        """
         user = caller(request)
         local = _local_or_none(request, pk)
         if local is not None:
             return _send_local(request, local)
         model = get_visible(models_visible_to(user), pk)
-        version = _version(model, request.query_params.get("version"))
+        version = request.query_params.get("version")
+        blob = _version(model, version).blob if version else weights_for(model=model, user=user)
         container = SAFETENSORS if wants_safetensors(request) else model.container
-        with weights_open(version=version, container=container) as file:
+        with weights_open(model=model, blob=blob, container=container) as file:
             return send(
                 request, file.path, etag=file.etag, size=file.size, filename=f"model-{model.pk}.pt"
             )
@@ -212,9 +217,7 @@ def _send_local(request: Request, local: LocalModel) -> HttpResponseBase:
         )
 
 
-def _version(model: GlobalModel, wanted: str | None) -> ModelVersion:
-    if wanted is None:
-        return model.weights
+def _version(model: GlobalModel, wanted: str) -> ModelVersion:
     versions = model.versions.select_related("blob")
     if wanted.isdecimal() and len(wanted) < 10:
         found = versions.filter(number=int(wanted)).first()

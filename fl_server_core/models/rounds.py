@@ -25,6 +25,8 @@ class Round(models.Model):
         ModelVersion, on_delete=models.PROTECT, null=True, blank=True, related_name="produced_by"
     )
     warnings = models.JSONField(default=list, blank=True)
+    # Daisy chains: who began with whose update, {participant: update or null for the global model}.
+    chain = models.JSONField(null=True, blank=True)
     started_at = models.DateTimeField(auto_now_add=True)
     deadline = models.DateTimeField(null=True, blank=True, db_index=True)  # of the current phase
     finished_at = models.DateTimeField(null=True, blank=True)
@@ -53,6 +55,10 @@ class Task(models.Model):
     kind = models.CharField(max_length=16, choices=TaskKind)
     number = models.PositiveIntegerField()
     state = models.CharField(max_length=16, choices=TaskState, default=TaskState.OPEN)
+    # The update that this part goes on from, in a daisy chain; else the round's base version.
+    continues = models.ForeignKey(
+        "LocalModel", on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
     failure = models.TextField(blank=True)  # "CODE: text", as reported or found
     progress = models.JSONField(null=True, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
@@ -96,6 +102,11 @@ class LocalModel(models.Model):
     )
     state = models.CharField(max_length=16, choices=UpdateState, default=UpdateState.RECEIVED)
     reason = models.TextField(blank=True)
+    # In a daisy chain: what it went on from, and all samples since the last aggregation.
+    continues = models.ForeignKey(
+        "self", on_delete=models.SET_NULL, null=True, blank=True, related_name="continued_by"
+    )
+    chain_samples = models.BigIntegerField(default=0)
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

@@ -5,7 +5,7 @@ Every function that writes expects the training's row to be locked by the caller
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -38,6 +38,8 @@ from fl_server_core.services.notifications import notifications_queue
 from fl_server_core.services.trainings import participants_active
 
 MAX_SAMPLES = 2**31
+# By the participant's id, the update that he goes on from; None: the global model.
+Starts = Mapping[uuid.UUID, LocalModel | None]
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,24 @@ def current_round(training: Training) -> Round | None:
 
 
 def _ask(
-    round: Round, users: Sequence[User], kind: TaskKind, number: int, type: NotificationType
+    round: Round,
+    users: Sequence[User],
+    kind: TaskKind,
+    number: int,
+    type: NotificationType,
+    starts: Starts | None = None,
 ) -> list[Task]:
     """Give each user a task and queue the message that says so. Repeating it adds nothing."""
     known = set(round.tasks.filter(kind=kind).values_list("user_id", flat=True))
     Task.objects.bulk_create(
         [
-            Task(round=round, user=user, kind=kind, number=number)
+            Task(
+                round=round,
+                user=user,
+                kind=kind,
+                number=number,
+                continues=starts.get(user.pk) if starts else None,
+            )
             for user in users
             if user.pk not in known
         ]
@@ -81,8 +94,17 @@ def _ask(
     return tasks
 
 
-def round_open(*, training: Training, seconds: float | None, policy: Mapping[str, Any]) -> Round:
-    """Open the round that the model stands at and ask everybody who is in. Again: returns it as it is."""
+def round_open(
+    *,
+    training: Training,
+    seconds: float | None,
+    policy: Mapping[str, Any],
+    starts: Callable[[Sequence[User]], Starts] | None = None,
+) -> Round:
+    """Open the round that the model stands at and ask everybody who is in. Again: returns it as it is.
+
+    In a daisy chain `starts(users)` says which update each of them goes on from.
+    """
     model = training.model
     round, created = Round.objects.get_or_create(
         training=training,
@@ -96,7 +118,11 @@ def round_open(*, training: Training, seconds: float | None, policy: Mapping[str
     if not created:
         return round
     users = participants_active(training)
-    _ask(round, users, TaskKind.TRAIN, round.number, NotificationType.UPDATE_ROUND_START)
+    begins = starts(users) if starts else None
+    if begins is not None:
+        round.chain = {str(pk): str(start.pk) if start else None for pk, start in begins.items()}
+        round.save(update_fields=["chain"])
+    _ask(round, users, TaskKind.TRAIN, round.number, NotificationType.UPDATE_ROUND_START, begins)
     if not any(user.message_endpoint for user in users):
         move(round, RoundPhase.COLLECTING)
     return round
@@ -210,6 +236,8 @@ def update_accept(
         size=blob.size,
         blob=blob,
         state=UpdateState.ACCEPTED,
+        continues=task.continues,
+        chain_samples=sample_size + (task.continues.chain_samples if task.continues else 0),
     )
     metrics_record(
         model=training.model,

@@ -309,10 +309,9 @@ def test_handling_a_test_event_early_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ({"method": "FedDC"}, NotAvailable),
+        ({"method": "FedDC"}, Invalid),
         ({"method": "FedAdam"}, NotAvailable),
         ({"method": "NoSuch"}, Invalid),
-        ({"daisy_chain_period": 3}, NotAvailable),
         ({"uncertainty": {"N": 10}}, NotAvailable),
         ({"tpyo": 1}, Invalid),
         ({"skip_model_tests": "yes"}, Invalid),

@@ -45,12 +45,12 @@ def test_a_training_is_created_started_and_seen(login) -> None:
 @pytest.mark.parametrize(
     ("fields", "status", "code"),
     [
-        ({"aggregation_method": "FedDC"}, 400, "NOT_AVAILABLE"),
+        ({"aggregation_method": "FedDC"}, 400, "BAD_OPTION"),
         ({"aggregation_method": "SCAFFOLD"}, 400, "NOT_AVAILABLE"),
         ({"aggregation_method": "nonsense"}, 400, "UNKNOWN_STRATEGY"),
         ({"uncertainty_method": "SWAG"}, 400, "NOT_AVAILABLE"),
         ({"uncertainty_method": "nonsense"}, 400, "INVALID"),
-        ({"options": {"daisy_chain_period": 2}}, 400, "NOT_AVAILABLE"),
+        ({"options": {"daisy_chain_period": -2}}, 400, "BAD_OPTION"),
         ({"options": {"unknown": 2}}, 400, "BAD_OPTION"),
         ({"options": {"skip_model_tests": 1}}, 400, "BAD_OPTION"),
         ({"options": []}, 400, "INVALID"),

@@ -7,8 +7,9 @@ memory are bounded.
 
 import pickletools
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
-from typing import Any
+from typing import Any, BinaryIO
 
 from fl_server_ai.containers.torch_archive.calls import HostilePickle, called, mentioned
 from fl_server_ai.containers.torch_archive.records import Items, Made, Pairs, Persistent
@@ -25,6 +26,24 @@ TEXTS = frozenset(
     ["BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"]
 )
 IGNORED = frozenset({"PROTO", "FRAME"})  # a frame's size is only a hint
+CODES = {opcode.name: opcode.code.encode("latin-1") for opcode in pickletools.opcodes}
+# How each opcode's argument is read: never more than is there.
+ARGUMENTS: dict[bytes, Callable[[Any], Any] | None] = {
+    opcode.code.encode("latin-1"): opcode.arg.reader if opcode.arg else None
+    for opcode in pickletools.opcodes
+}
+STOP = CODES["STOP"]
+
+
+def _two_lines(stream: BinaryIO) -> str:
+    """Module and name of GLOBAL; pickletools would undo escapes, which pickle doesn't."""
+    lines = stream.readline(), stream.readline()
+    if not all(line.endswith(b"\n") for line in lines):
+        raise HostilePickle("the pickle ends within a name")
+    return b" ".join(line[:-1] for line in lines).decode("utf-8")
+
+
+ARGUMENTS[CODES["GLOBAL"]] = _two_lines
 
 
 class _Mark:
@@ -40,18 +59,26 @@ def interpret(program: bytes) -> Any:
     Raises `HostilePickle` for whatever no writer of weights does, damaged programs included.
     """
     machine = Machine()
-    left = MAX_OPCODES
+    stream = BytesIO(program)
     try:
-        for opcode, argument, _ in pickletools.genops(BytesIO(program)):
-            left -= 1
-            if left < 0:
-                raise HostilePickle(f"the pickle has more than {MAX_OPCODES:,} opcodes")
-            if opcode.name == "STOP":
+        for _ in range(MAX_OPCODES):
+            code = stream.read(1)
+            if code == STOP:
                 return machine.result()
-            machine.step(opcode.name, argument)
+            if code not in machine.carry_out:
+                raise HostilePickle(_no_place(code))
+            read = ARGUMENTS[code]
+            machine.carry_out[code](read(stream) if read else None)
     except (ValueError, IndexError, OverflowError) as error:
         raise HostilePickle(f"the pickle is damaged: {str(error)[:100]!r}") from error
-    raise HostilePickle("the pickle does not end")
+    raise HostilePickle(f"the pickle has more than {MAX_OPCODES:,} opcodes")
+
+
+def _no_place(code: bytes) -> str:
+    if not code:
+        return "the pickle does not end"
+    name = next((name for name, known in CODES.items() if known == code), repr(code))
+    return f"the opcode {name} has no place in a file of weights"
 
 
 class Machine:
@@ -61,26 +88,27 @@ class Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.memory = MAX_MEMORY
-        self.carry_out: dict[str, Callable[[Any], None]] = {
-            name.removeprefix("op_").upper(): getattr(self, name)
-            for name in dir(self)
-            if name.startswith("op_")
+        own = {name: getattr(self, f"op_{name.lower()}", None) for name in CODES}
+        own |= dict.fromkeys(NUMBERS, self._number) | dict.fromkeys(TEXTS, self._text)
+        own |= {name: partial(self._constant, value) for name, value in CONSTANTS.items()}
+        own |= dict.fromkeys(IGNORED, self._ignore)
+        self.carry_out: dict[bytes, Callable[[Any], None]] = {
+            CODES[name]: method for name, method in own.items() if method is not None
         }
 
-    def step(self, name: str, argument: Any) -> None:
-        """Carry out one opcode."""
-        if name in CONSTANTS:
-            self.push(CONSTANTS[name], 0)
-        elif name in NUMBERS:
-            if abs(argument) > MAX_INTEGER and name != "BINFLOAT":
-                raise HostilePickle("the pickle holds an integer of more than 64 bits")
-            self.push(argument, VALUE)
-        elif name in TEXTS:
-            self.push(argument, VALUE + 4 * len(argument))
-        elif name in self.carry_out:
-            self.carry_out[name](argument)
-        elif name not in IGNORED:
-            raise HostilePickle(f"the opcode {name} has no place in a file of weights")
+    def _number(self, argument: Any) -> None:
+        if type(argument) is int and abs(argument) > MAX_INTEGER:
+            raise HostilePickle("the pickle holds an integer of more than 64 bits")
+        self.push(argument, VALUE)
+
+    def _text(self, argument: Any) -> None:
+        self.push(argument, VALUE + 4 * len(argument))
+
+    def _constant(self, value: Any, _: Any) -> None:
+        self.push(value, 0)
+
+    def _ignore(self, _: Any) -> None:
+        pass
 
     def result(self) -> Any:
         """The one value that is left."""

@@ -1,0 +1,68 @@
+"""Daisy chains: which models are on their way, and who goes on with which of them.
+
+Kamp, Fischer, Vreeken 2023, https://arxiv.org/abs/2110.03469. Callers hold the training's row lock.
+"""
+
+import random
+import uuid
+from collections.abc import Sequence
+from typing import TypeVar
+
+from fl_server_core.lifecycle import UpdateState, move
+from fl_server_core.models import LocalModel, Training, User
+from fl_server_core.services.blobs import blobs_doom_unreferenced
+
+ItemT = TypeVar("ItemT")
+TRIES = 1_000  # to draw without fixed points: about one in three permutations has none
+
+
+def chain_models(training: Training) -> list[LocalModel]:
+    """The newest update of every chain since the last aggregation, by owner and round.
+
+    Those of participants who have dropped out since are among them: nobody's work is lost.
+    """
+    accepted = LocalModel.objects.filter(training=training, state=UpdateState.ACCEPTED)
+    continued = accepted.filter(continues__isnull=False).values("continues_id")
+    return list(
+        accepted.exclude(pk__in=continued)
+        .select_related("blob", "round")
+        .order_by("owner_id", "round__number")
+    )
+
+
+def chain_consume(training: Training, *, delete: bool) -> None:
+    """Settle the updates that others have gone on from; `delete` gives their files up too."""
+    alive = [update.pk for update in chain_models(training)]
+    past = LocalModel.objects.filter(training=training, state=UpdateState.ACCEPTED)
+    blobs = []
+    for update in past.exclude(pk__in=alive):
+        blobs.append(update.blob_id)
+        move(update, UpdateState.CONSUMED, **({"blob": None} if delete else {}))
+    if delete:
+        blobs_doom_unreferenced(ids=[blob for blob in blobs if blob is not None])
+
+
+def chain_permute(
+    training: Training, number: int, users: Sequence[User], *, no_fixed_points: bool
+) -> dict[uuid.UUID, LocalModel | None]:
+    """Who goes on with which model in round `number`: uniform, from the training's seed and the number.
+
+    With more models than users some wait for the next draw; with fewer, some users begin with the
+    global model (None). `no_fixed_points`: nobody goes on with his own, where that is possible.
+    """
+    models: list[LocalModel | None] = list(chain_models(training))
+    models += [None] * (len(users) - len(models))
+    draw = random.Random(f"{training.seed}:{number}")  # noqa: S311 - repeatable, and no secret
+    taken: dict[uuid.UUID, LocalModel | None] = {}
+    for _ in range(TRIES if no_fixed_points else 1):
+        draw.shuffle(models)
+        taken = {user.pk: model for user, model in zip(users, models, strict=False)}
+        if not any(model is not None and model.owner_id == pk for pk, model in taken.items()):
+            break
+    return taken
+
+
+def chain_continue(training: Training, users: Sequence[User]) -> dict[uuid.UUID, LocalModel | None]:
+    """Everybody goes on with his own newest model; who has none begins with the global model."""
+    own = {update.owner_id: update for update in chain_models(training)}
+    return {user.pk: own.get(user.pk) for user in users}
