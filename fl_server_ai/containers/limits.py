@@ -14,4 +14,6 @@ class Limits:
     dimensions: int = 64
     npz_ratio: int = 100  # unpacked to packed size, once an archive unpacks to more than npz_free
     npz_free: int = 2**30  # zeros compress a thousandfold, so small archives may have any ratio
+    pickle_bytes: int = 8 * 2**20  # of the program in a torch archive
+    code_bytes: int = 8 * 2**20  # of a TorchScript archive's own code
     unpacked_code: int = 64 * 2**20  # of the compressed entries of a TorchScript archive

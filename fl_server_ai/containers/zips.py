@@ -52,6 +52,8 @@ def _check_directory(source: Path, limits: Limits) -> None:
         if tail[-42:-38] == b"PK\x06\x07" and tail[-98:-94] == b"PK\x06\x06":  # zip64
             (length,) = struct.unpack("<Q", tail[-58:-50])
             end = size - 98
+        if not length and end:
+            raise BadContainer("the archive's directory is empty, the archive is not")
         if length > end:
             raise BadContainer("the archive's directory is larger than the archive")
         if length > limits.header_bytes:
@@ -69,6 +71,8 @@ def _check_directory(source: Path, limits: Limits) -> None:
 def _check_entries(infos: list[zipfile.ZipInfo], size: int) -> None:
     if len({info.filename for info in infos}) != len(infos):
         raise BadContainer("a name occurs twice in the archive")
+    if infos and infos[0].header_offset and all(info.header_offset for info in infos):
+        raise BadContainer("something lies before the archive's first entry")
     if sum(info.compress_size for info in infos) > size:
         raise BadContainer("entries of the archive overlap")
     for info in infos:

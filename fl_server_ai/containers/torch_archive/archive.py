@@ -21,6 +21,7 @@ from fl_server_core.exceptions import BadContainer, TooLarge
 
 LOCAL, CENTRAL, DESCRIPTOR = b"PK\x03\x04", b"PK\x01\x02", b"PK\x07\x08"
 NAMED_PATH = re.compile(r"[^/\\\0]+(/[^/\\\0]+)+")
+PIECE = 2**16
 STREAMED = 0x8  # flag: sizes and CRC follow the data
 
 
@@ -43,6 +44,7 @@ class Archive:
         self.file = file
         self.zip = zip
         self.limits = limits
+        self.dtypes: dict[str, str] = {}  # of storages, as the program says them
         infos = zip.infolist()
         folder = _folder(infos)
         found = zip_entries(file, infos, zip.start_dir)
@@ -63,7 +65,14 @@ class Archive:
                 f"{name!r} has {info.file_size:,} bytes; {most:,} are allowed",
                 code="HEADER_TOO_LARGE",
             )
-        return self.zip.read(info)
+        # Piece by piece: zipfile unpacks all there is before it looks how much that should be.
+        data = bytearray()
+        with self.zip.open(info) as file:
+            while piece := file.read(min(PIECE, info.file_size - len(data))):
+                data += piece
+        if len(data) != info.file_size:
+            raise BadContainer(f"{name!r} is shorter than it claims")
+        return bytes(data)
 
     def storage(self, key: str) -> Entry:
         """The entry that holds the numbers of the storage `key`."""
@@ -116,6 +125,7 @@ def _folder(infos: list[zipfile.ZipInfo]) -> str:
 def zip_entries(file: BinaryIO, infos: list[zipfile.ZipInfo], directory: int) -> list[Entry]:
     """Where each entry's bytes and CRCs are. Refuses entries that overlap or contradict themselves."""
     found = []
+    directory_start = directory
     for info in infos:
         found.append(_entry(file, info, directory))
         (name, extra, comment) = struct.unpack("<HHH", _at(file, directory + 28, 6))
@@ -127,6 +137,8 @@ def zip_entries(file: BinaryIO, infos: list[zipfile.ZipInfo], directory: int) ->
         if info.header_offset < end:
             raise BadContainer(f"{entry.name[:64]!r} overlaps another entry of the archive")
         end = entry.start + info.compress_size
+    if end > directory_start:
+        raise BadContainer("an entry reaches into the archive's directory")
     return found
 
 

@@ -40,7 +40,6 @@ PLAIN = frozenset(
         "builtins.type",
         "builtins.NoneType",
         "builtins.Ellipsis",
-        "copyreg._reconstructor",
         "_codecs.encode",
         "functools.partial",
         "types.SimpleNamespace",
@@ -80,7 +79,15 @@ REBUILDERS = frozenset(
         "numpy._core.multiarray.scalar",
     ]
 )
-REBUILD = "torch._utils._rebuild_"
+REBUILD = re.compile(r"torch\._utils\._rebuild_[a-z0-9_]+")
+# What torch and numpy have for loading, compiling and sending programs.
+TOOLS = re.compile(
+    r"torch\.(?:load|save|from_file|ops|classes|hub\b|package\b|jit\.(?!_pickle)|testing\b|_inductor\b"
+    r"|_dynamo\b|serialization\.(?!_get_layout)|storage\._load|distributed\.(?!algorithms)"
+    r"|utils\.(?!data\b|checkpoint\b|_pytree\b))|torch\._utils_internal"
+    r"|numpy\.(?:load|save|f2py|testing|distutils|ctypeslib|lib)\b"
+)
+DUNDER = re.compile(r"(^|\.)__\w+__($|\.)")  # the way from any function to all others
 LISTED = frozenset({"torch", "numpy"})  # packages whose callables are listed above
 STANDARD = sys.stdlib_module_names
 
@@ -96,8 +103,12 @@ def mentioned(module: Any, name: Any) -> Global:
     for part in (module, name):
         if type(part) is not str or len(part) > MAX_NAME or not IDENTIFIER.fullmatch(part):
             raise HostilePickle("the pickle names something that can't be a Python name")
+    if DUNDER.search(name) or ("." in name and STANDARD & set(name.split("."))):
+        raise HostilePickle(f"the pickle names {name!r}, which has no place in weights")
     found = Global(IMPORT_MAPPING.get(module, module), name)
     top = found.module.partition(".")[0]
+    if TOOLS.match(found.path):
+        raise HostilePickle(f"the pickle names {found.path}, which has no place in weights")
     if top in STANDARD and found.module not in PLAIN_MODULES and found.path not in PLAIN:
         raise HostilePickle(f"the pickle names {found.path}, which has no place in weights")
     return found
@@ -108,7 +119,7 @@ def called(function: Any, arguments: Any) -> Global:
     if not isinstance(function, Global) or type(arguments) is not tuple:
         raise HostilePickle("the pickle calls something that is no plain name")
     top = function.module.partition(".")[0]
-    if function.path in PLAIN or function.path in REBUILDERS or function.path.startswith(REBUILD):
+    if function.path in PLAIN or function.path in REBUILDERS or REBUILD.fullmatch(function.path):
         return function
     if top == "__torch__":  # a class in a TorchScript archive's own code
         return function

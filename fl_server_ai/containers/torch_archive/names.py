@@ -16,7 +16,8 @@ from fl_server_ai.containers.torch_archive.tensors import View, is_tensor, view_
 from fl_server_core.exceptions import BadContainer
 
 DEEPEST = 64  # modules within modules
-MOST_MODULES = 50_000  # visited: a shared one counts each time
+MOST_MODULES = 50_000  # a shared one counts each time
+LONGEST = 1_000  # characters of a module's dotted name
 EXTRA_STATE = "_extra_state"  # no weights; it stays where it is
 
 Found = tuple[str, Any]  # a tensor's name and record
@@ -92,18 +93,25 @@ def _not_a_tensor(name: str, member: Any, members: list[Found]) -> str:
 def of_module(root: Any, members: Callable[[Made], Members]) -> Iterator[Found]:
     """Of a module and those within it, depth first, under dotted names."""
     stack: list[tuple[str, Any, int]] = [("", root, 0)]
-    visited = 0
+    known: dict[
+        Made, Members
+    ] = {}  # by identity: a module that occurs often is looked through once
+    left = MOST_MODULES
     while stack:
         prefix, module, depth = stack.pop()
-        visited += 1
-        if depth > DEEPEST or visited > MOST_MODULES:
-            raise BadContainer("modules are nested too deeply, or without end")
         if not isinstance(module, Made):
             raise NotAStateDict(f"module {prefix[:64]!r} is {kind_of(module)}")
-        tensors, children = members(module)
+        if module.pairs or module.items:
+            raise NotAStateDict(f"module {prefix[:64]!r} was filled as no module is")
+        if module not in known:
+            known[module] = members(module)
+        tensors, children = known[module]
         yield from ((prefix + name, value) for name, value in tensors)
+        left -= len(children)
+        if depth > DEEPEST or left < 0 or len(prefix) > LONGEST:
+            raise BadContainer("modules are nested too deeply, or without end")
         for name, child in reversed(children):
-            stack.append((f"{prefix}{name}.", child, depth + 1))
+            stack.append((f"{prefix}{name[:LONGEST]}.", child, depth + 1))
 
 
 def pickled_module(module: Made) -> Members:

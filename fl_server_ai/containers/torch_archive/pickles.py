@@ -15,7 +15,7 @@ from fl_server_ai.containers.torch_archive.calls import HostilePickle, called, m
 from fl_server_ai.containers.torch_archive.records import Items, Made, Pairs, Persistent
 
 MAX_OPCODES = 2_000_000
-MAX_MEMORY = 40 * 2**20  # bytes, roughly, of everything that the program makes
+MAX_MEMORY = 32 * 2**20  # bytes, roughly, of everything that the program makes
 MAX_INTEGER = 2**63  # nothing that a tensor counts is larger
 # Rough sizes in CPython: of a value, of a reference to it on stack, memo or in a tuple, of a container.
 VALUE, REFERENCE, CONTAINER = 40, 16, 120

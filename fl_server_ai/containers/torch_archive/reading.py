@@ -66,9 +66,9 @@ def open_weights(path: Path, limits: Limits) -> Iterator[Weights]:
         order = archive.read("byteorder", 16) if "byteorder" in archive.entries else b"little"
         if order != b"little":
             raise BadContainer("the file was written on a big-endian machine; convert it first")
-        program = interpret(archive.read("data.pkl", limits.header_bytes))
+        program = interpret(archive.read("data.pkl", limits.pickle_bytes))
         if "constants.pkl" in archive.entries:
-            interpret(archive.read("constants.pkl", limits.header_bytes))
+            interpret(archive.read("constants.pkl", limits.pickle_bytes))
             classes = Classes(archive)
             found = of_module(classes.root(program), classes.members)
         else:

@@ -56,12 +56,19 @@ class Made:
         self.pairs: Pairs | None = None
         self.items: Items | None = None
 
+    @property
+    def changed(self) -> bool:
+        """Whether the program went on to change it after the call."""
+        return not (self.state is None and self.pairs is None and self.items is None)
+
 
 def pairs_of(value: Any) -> list[tuple[Any, Any]] | None:
     """The entries of a dict or an OrderedDict; None for anything else."""
     if isinstance(value, Pairs):
         return value.pairs
     if isinstance(value, Made) and value.function.path == "collections.OrderedDict":
+        if value.arguments or value.items:  # filled in ways that torch never uses
+            return None
         return value.pairs.pairs if value.pairs else []
     return None
 

@@ -9,15 +9,20 @@ from fl_server_ai.containers.torch_archive.records import Made, kind_of
 from fl_server_ai.containers.torch_archive.tensors import UnsupportedTensor, is_tensor
 from fl_server_core.exceptions import BadContainer
 
-STRING = re.compile(r"""("(?:[^"\\\n]|\\.)*+"|'(?:[^'\\\n]|\\.)*+')""")
-CLASS = re.compile(r"^class[ ]+(\w+)\((\w+)\):", re.MULTILINE)
-DECLARED = re.compile(r"^[ ]+__(?:parameters|buffers)__[ ]*=[ ]*\[([^\[\]]*+)\]", re.MULTILINE)
-NAME = re.compile(r'"([^"\\\n]*+)"')
+STRING = r"""\"(?!\"\")(?:[^"\\\n]|\\.)*+\"|'(?!'')(?:[^'\\\n]|\\.)*+'"""
 GAP = r"[\s\\]*"
-# What reads or writes files; TorchScript knows these operators by both names.
-FORBIDDEN = re.compile(
-    rf"\b(?:torch|aten){GAP}\.{GAP}(save|load|from_file|_save|_load)\b|\bops{GAP}\.{GAP}aten{GAP}\.{GAP}(save|from_file)\b"
+# Beside texts: comments and texts over several lines, which torch never writes; what reads or writes files, by both names that TorchScript knows; and a bare "torch" or "ops.aten", which
+# could become another name for all operators.
+PROGRAM = re.compile(
+    rf"{STRING}|(?P<odd>[#\"'])"
+    rf"|(?P<call>\b(?:torch|aten){GAP}\.{GAP}(?:save|load|from_file|_save|_load)\b"
+    rf"|\bops{GAP}\.{GAP}aten{GAP}\.{GAP}(?:save|load|from_file)\b"
+    rf"|(?<![\w.])(?:torch|aten|ops)\b(?!{GAP}\.)|\bops{GAP}\.{GAP}\w++(?!{GAP}\.))",
+    re.DOTALL,
 )
+CLASS = re.compile(r"^class[ ]+(\w+)\((\w+)\):", re.MULTILINE)
+DECLARED = re.compile(r"^[ ]+(__parameters__|__buffers__)[ ]*=[ ]*\[([^\[\]]*+)\]", re.MULTILINE)
+NAME = re.compile(r'"([^"\\\n]*+)"')
 
 
 class ForbiddenOperator(BadContainer):
@@ -31,36 +36,28 @@ class Classes:
 
     def __init__(self, archive: Archive) -> None:
         self.tensors: dict[str, tuple[str, ...]] = {}
-        left = archive.limits.header_bytes
+        left = archive.limits.code_bytes
         for name in archive.entries:
             if name.startswith("code/") and name.endswith(".py"):
                 source = archive.read(name, left)
                 left -= len(source)
                 module = name.removeprefix("code/").removesuffix(".py").replace("/", ".")
-                self._read(module, source)
+                self._read(module, source.decode("latin-1"))  # what is looked for is ASCII
 
-    def _read(self, module: str, source: bytes) -> None:
-        try:
-            text = source.decode()
-        except UnicodeDecodeError as error:
-            raise BadContainer(f"the code of {module[:64]} is not UTF-8") from error
-        found = FORBIDDEN.search(STRING.sub('""', text))
-        if found:
-            raise ForbiddenOperator(
-                f"the program calls {found.group()[:40]!r}, which reads or writes files; "
-                "a model needs no such operator"
-            )
+    def _read(self, module: str, text: str) -> None:
+        for found in PROGRAM.finditer(text):
+            if found["odd"]:
+                raise BadContainer(f"the code of {module[:64]} is not written as torch writes it")
+            if found["call"]:
+                raise ForbiddenOperator(
+                    f"the program says {found['call'][:40]!r}, which may read or write files; "
+                    "a model needs no such operator"
+                )
         heads = list(CLASS.finditer(text))
         ends = [head.start() for head in heads[1:]] + [len(text)]
         for head, end in zip(heads, ends, strict=False):
-            body = text[head.end() : end]
-            if head.group(2) == "Module":
-                names = [
-                    name
-                    for declared in DECLARED.finditer(body)
-                    for name in NAME.findall(declared.group(1))
-                ]
-                self.tensors[f"{module}.{head.group(1)}"] = tuple(names)
+            if head[2] == "Module":
+                self.tensors[f"{module}.{head[1]}"] = _declared(text, head.end(), end)
 
     def members(self, module: Made) -> Members:
         """Of a script module: the tensors that its class declares, and its attributes that are modules."""
@@ -91,3 +88,15 @@ class Classes:
 
 def _packed(value: Any) -> bool:
     return isinstance(value, Made) and value.function.module.startswith("__torch__.torch.classes")
+
+
+def _declared(text: str, start: int, end: int) -> tuple[str, ...]:
+    """The names of parameters and buffers of the class whose body lies there."""
+    found = {match[1]: NAME.findall(match[2]) for match in DECLARED.finditer(text, start, end)}
+    lists = "".join(match[2] for match in DECLARED.finditer(text, start, end))
+    if NAME.sub("", lists).strip(", \n"):
+        raise BadContainer("the code declares its tensors in a way that torch does not write")
+    for word in ("__parameters__", "__buffers__"):
+        if text.count(word, start, end) != (word in found):
+            raise BadContainer("the code declares its tensors in a way that torch does not write")
+    return tuple(name for names in found.values() for name in names)

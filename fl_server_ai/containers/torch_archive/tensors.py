@@ -98,6 +98,8 @@ def view_of(value: Any, name: str, archive: Archive) -> View:
     """The tensor `name`. Raises `UnsupportedTensor`, or `BadContainer` for one that can't be honest."""
     for _ in range(DEEPEST):
         function, arguments = value.function.path, value.arguments
+        if type(arguments) is not tuple or value.changed:
+            raise BadContainer(f"tensor {name!r} is not described as torch does")
         if function in WRAPPED and arguments:
             value = arguments[0]
         elif function in TYPED and len(arguments) > 2 and isinstance(arguments[0], Global):
@@ -106,9 +108,6 @@ def view_of(value: Any, name: str, archive: Archive) -> View:
             break
         if not is_tensor(value):
             raise BadContainer(f"tensor {name!r} holds a {kind_of(value)}")
-    function, arguments = value.function.path, value.arguments
-    if type(arguments) is not tuple:
-        raise BadContainer(f"tensor {name!r} is not described as torch does")
     if function == "torch._utils._rebuild_tensor_v2" and 6 <= len(arguments) <= 7:
         dtype, metadata = None, arguments[6:]
     elif function == "torch._utils._rebuild_tensor_v3" and 7 <= len(arguments) <= 8:
@@ -155,6 +154,10 @@ def _storage(name: str, reference: Any, archive: Archive) -> tuple[Entry, str, s
             f"tensor {name!r} has a dtype that is not read here: {kind_of(cls)}"
         )
     dtype = STORAGES[cls.path]
+    if location == "meta":
+        raise UnsupportedTensor(f"tensor {name!r} is on the meta device: it has no numbers")
+    if archive.dtypes.setdefault(key, dtype) != dtype:
+        raise BadContainer(f"storage {key[:64]!r} is said to hold two dtypes")
     entry = archive.storage(key)
     if count * DTYPE_BYTES[dtype] != entry.size:
         raise BadContainer(
