@@ -1,4 +1,7 @@
-"""Hints to whoever works: sent on commit, best effort. The rows are the truth, a lost hint costs seconds."""
+"""Hints to whoever works: sent on commit, best effort. The rows are the truth, a lost hint costs seconds.
+
+`robust`: what goes wrong after the commit must not look as if there had been none.
+"""
 
 import logging
 from collections.abc import Callable
@@ -36,9 +39,9 @@ def register_sender(executor: str, sender: Sender) -> None:
 
 def dispatch_event(event_id: int) -> None:
     """Hint, once the transaction has committed, that this trainer event waits."""
-    transaction.on_commit(lambda: _senders[settings.FL_EXECUTOR](PROCESS, [event_id]))
+    transaction.on_commit(lambda: _senders[settings.FL_EXECUTOR](PROCESS, [event_id]), robust=True)
 
 
 def dispatch_notifications() -> None:
     """Hint, once the transaction has committed, that messages wait to be delivered."""
-    transaction.on_commit(lambda: _senders[settings.FL_EXECUTOR](DELIVER, []))
+    transaction.on_commit(lambda: _senders[settings.FL_EXECUTOR](DELIVER, []), robust=True)

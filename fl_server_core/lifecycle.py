@@ -1,6 +1,6 @@
 """The legal states of everything that moves, and `move()`, the only writer of a state."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from django.db import models
@@ -135,6 +135,20 @@ TERMINAL_TRAINING_STATES = frozenset(
     {TrainingState.COMPLETED, TrainingState.CANCELLED, TrainingState.ERROR}
 )
 OPEN_PHASES = frozenset({RoundPhase.NOTIFYING, RoundPhase.COLLECTING})
+
+
+def move_all(rows: Iterable[models.Model], to: models.TextChoices, **fields: Any) -> None:
+    """Move many rows of one model at once, all or, by `IllegalMove`, none: call it in a transaction."""
+    by_state: dict[str, list[models.Model]] = {}
+    for row in rows:
+        by_state.setdefault(getattr(row, getattr(row, "STATE_FIELD", "state")), []).append(row)
+    for state, group in by_state.items():
+        kind, name = type(group[0]), getattr(group[0], "STATE_FIELD", "state")
+        if to.value not in MOVES[type(to)][type(to)(state)]:
+            move(group[0], to)  # raises, and says which
+        found = kind._default_manager.filter(pk__in=[row.pk for row in group], **{name: state})
+        if found.update(**{name: to.value}, **fields) != len(group):
+            raise IllegalMove(f"some {kind.__name__.lower()} has moved by now", state=state)
 
 
 def move(row: models.Model, to: models.TextChoices, **fields: Any) -> None:

@@ -10,6 +10,7 @@ class Limits:
     file_bytes: int = 16 * 2**30  # as it came, and unpacked
     header_bytes: int = 16 * 2**20  # of a safetensors header, and of a zip's directory
     tensors: int = 20_000
+    entries: int = 25_000  # of an archive: torch and TorchScript write some beside the tensors
     name_length: int = 512  # characters
     dimensions: int = 64
     npz_ratio: int = 100  # unpacked to packed size, once an archive unpacks to more than npz_free

@@ -62,9 +62,9 @@ def _check_directory(source: Path, limits: Limits) -> None:
                 code="HEADER_TOO_LARGE",
             )
         file.seek(end - length)
-        if file.read(length).count(b"PK\x01\x02") > limits.tensors:
+        if file.read(length).count(b"PK\x01\x02") > limits.entries:
             raise BadContainer(
-                f"more than {limits.tensors:,} entries are not allowed", code="TOO_MANY_TENSORS"
+                f"more than {limits.entries:,} entries are not allowed", code="TOO_MANY_TENSORS"
             )
 
 

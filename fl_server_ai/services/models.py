@@ -3,10 +3,12 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fl_server_ai.containers import check_finite, check_some, sniff, template_ties, write_back
 from fl_server_ai.services.intake import canonical_blob
@@ -30,7 +32,8 @@ class Rendered:
     size: int
 
 
-def model_upload(
+@contextmanager
+def model_prepared(
     *,
     owner: User,
     name: str,
@@ -40,8 +43,12 @@ def model_upload(
     round: int = 0,
     input_shape: list[int | None] | None = None,
     preprocessing_file: Path | None = None,
-) -> GlobalModel:
-    """Store a new global model. Its weights are checked like an update's."""
+) -> Iterator[Callable[[], GlobalModel]]:
+    """Check and store a model's files; the function that is given creates its rows.
+
+    Apart, so that nobody waits for the database while gigabytes are read. Files without rows are deleted
+    at the end. Its weights are checked like an update's.
+    """
     if not (owner.actor or owner.is_superuser):
         raise NotPermitted("only an actor may upload models; ask the admin for that role")
     container = sniff(model_file)
@@ -58,7 +65,8 @@ def model_upload(
             if ties is not None:  # such weights can only be written over a copy of the file itself
                 template = _keep(model_file, container, sha256)
                 stored.append(template)
-            return model_create(
+            yield partial(
+                model_create,
                 owner=owner,
                 name=name,
                 description=description,
@@ -70,10 +78,15 @@ def model_upload(
                 template=template,
                 ties=ties or (),
             )
-    except BaseException:
-        for blob in stored:
+    finally:
+        for blob in stored:  # unless they have rows by now
             blob_discard(blob=blob)
-        raise
+
+
+def model_upload(**fields: Any) -> GlobalModel:
+    """Store a new global model at once: `model_prepared`, and its rows."""
+    with model_prepared(**fields) as create:
+        return create()
 
 
 def preprocessing_upload(*, model: GlobalModel, user: User, file: Path) -> None:

@@ -5,7 +5,6 @@ import time
 from dataclasses import dataclass
 from datetime import timedelta
 
-from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
@@ -58,7 +57,7 @@ def sweep() -> Sweep:
 def _events() -> tuple[int, int]:
     dispatched = failed = 0
     for event in events.events_waiting():
-        if event.attempt < settings.FL_EVENT_ATTEMPTS:
+        if not events.event_exhausted(event):
             dispatch_event(event.pk)
             dispatched += 1
         else:

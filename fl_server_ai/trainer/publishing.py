@@ -14,7 +14,7 @@ from fl_server_ai.aggregation.engine import Aggregated, UpdateFile, aggregate
 from fl_server_ai.services.chaining import weight_of
 from fl_server_ai.services.training_options import TrainerOptions, strategy_of
 from fl_server_core.exceptions import AggregationException
-from fl_server_core.lifecycle import RoundPhase, UpdateState, move
+from fl_server_core.lifecycle import RoundPhase, UpdateState, move_all
 from fl_server_core.models import (
     Blob,
     GlobalModel,
@@ -180,7 +180,6 @@ def _publish(
 
 def _consume(updates: list[LocalModel], *, delete: bool) -> None:
     blobs = [update.blob_id for update in updates if update.blob_id is not None]
-    for update in updates:
-        move(update, UpdateState.CONSUMED, **({"blob": None} if delete else {}))
+    move_all(updates, UpdateState.CONSUMED, **({"blob": None} if delete else {}))
     if delete:
         blobs_doom_unreferenced(ids=blobs)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from django.conf import settings
-from django.db import connection
+from django.db import DatabaseError, OperationalError, connection
 
 from fl_server_ai.services.reconciler import event_give_up
 from fl_server_ai.trainer.events import EVENTS
@@ -17,6 +17,7 @@ from fl_server_core.models import TrainerEvent
 from fl_server_core.services.events import event_claim, event_release, event_renew
 
 log = logging.getLogger("fl.celery")
+TRANSIENT = (OSError, OperationalError)  # the disk or the database, not the work
 
 
 def event_work(event_id: int) -> None:
@@ -35,6 +36,9 @@ def event_work(event_id: int) -> None:
             trainer.handle(EVENTS[work.type](trainer))
         except AggregationException as error:
             event_give_up(event=work, reason=f"AGGREGATION_FAILED: {error}")
+        except TRANSIENT as error:
+            log.warning("%s: %s waits: %s", where, work.type, error)
+            event_release(event=work, error=f"{type(error).__name__}: {error}", spent=False)
         except Exception as error:
             log.exception("%s: %s failed, attempt %s", where, work.type, work.attempt)
             event_release(event=work, error=f"{type(error).__name__}: {error}")
@@ -50,6 +54,8 @@ def _lease_kept(work: TrainerEvent) -> Iterator[None]:
             try:
                 if not event_renew(event=work):
                     return
+            except DatabaseError as error:  # tried again in a moment; publishing is fenced anyway
+                log.warning("the lease of %s was not renewed: %s", work.pk, error)
             finally:
                 connection.close()
 

@@ -11,7 +11,7 @@ from rest_framework.response import Response
 
 from fl_server_ai.services.models import (
     SAFETENSORS,
-    model_upload,
+    model_prepared,
     preprocessing_upload,
     weights_for,
     weights_open,
@@ -84,7 +84,7 @@ class ModelsView(View):
         responses=answers({201: ModelCreated}, 400, 409, 415, 422, 507),
     )
     def post(self, request: Request) -> Response:
-        """Upload a model as safetensors or .npz."""
+        """Upload a model: safetensors, .npz, torch.save or TorchScript."""
         body = parsed(ModelInput, request)
         if body["type"] != "GLOBAL":
             raise NotAvailable(
@@ -94,20 +94,20 @@ class ModelsView(View):
         if file is None:
             raise _missing("model_file")
 
-        def act() -> dict[str, Any]:
-            model = model_upload(
-                owner=caller(request),
-                name=body["name"],
-                description=body["description"],
-                model_file=file.staged_path,
-                sha256=file.sha256,
-                round=body["round"],
-                input_shape=body.get("input_shape") or None,
-                preprocessing_file=preprocessing.staged_path if preprocessing else None,
+        with model_prepared(
+            owner=caller(request),
+            name=body["name"],
+            description=body["description"],
+            model_file=file.staged_path,
+            sha256=file.sha256,
+            round=body["round"],
+            input_shape=body.get("input_shape") or None,
+            preprocessing_file=preprocessing.staged_path if preprocessing else None,
+        ) as create:
+            return create_once(
+                request,
+                lambda: {"detail": "Model Upload Accepted", "model_id": str(create().pk)},
             )
-            return {"detail": "Model Upload Accepted", "model_id": str(model.pk)}
-
-        return create_once(request, act)
 
 
 def _missing(name: str) -> Invalid:
@@ -279,6 +279,7 @@ class MetricsView(View):
             reporter=caller(request),
             metrics=metrics,
             sample_size=body.get("sample_size"),
+            round=body.get("round"),
         )
         return Response({"detail": "Model Metrics Accepted", "model_id": model.pk}, status=201)
 

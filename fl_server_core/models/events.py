@@ -15,6 +15,8 @@ class TrainerEvent(models.Model):
     type = models.CharField(max_length=64)  # name of a class in fl_server_ai.trainer.events
     state = models.CharField(max_length=16, choices=EventState, default=EventState.PENDING)
     attempt = models.PositiveIntegerField(default=0)
+    # Attempts that failed by the work itself or whose worker died; full disks and lost databases don't count.
+    failures = models.PositiveIntegerField(default=0)
     lease_until = models.DateTimeField(null=True, blank=True)
     error = models.TextField(blank=True)
     created_at = models.DateTimeField(auto_now_add=True)

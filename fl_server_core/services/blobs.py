@@ -5,6 +5,7 @@ from pathlib import Path
 
 from django.conf import settings
 from django.core.files.storage import FileSystemStorage
+from django.db import DatabaseError
 from django.db.models import Q
 from django.utils import timezone
 
@@ -26,8 +27,17 @@ def blob_store(*, source: Path, digest: str, size: int, suffix: str = ".safetens
 
 
 def blob_discard(*, blob: Blob) -> None:
-    """Delete the file of a blob whose transaction did not happen."""
-    weights_storage().delete(blob.name)
+    """Delete the file of a blob whose transaction did not happen.
+
+    An error says only that something failed, perhaps after the commit: a file that a row names, or whose
+    rows can't be asked for now, stays. The sweep deletes it later if it has no row.
+    """
+    try:
+        kept = Blob.objects.filter(name=blob.name).exists()
+    except DatabaseError:
+        return
+    if not kept:
+        weights_storage().delete(blob.name)
 
 
 def blobs_doom_unreferenced(*, ids: list[int] | None = None) -> int:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Sequence
 from typing import TypeVar
 
-from fl_server_core.lifecycle import UpdateState, move
+from fl_server_core.lifecycle import UpdateState, move_all
 from fl_server_core.models import LocalModel, Training, User
 from fl_server_core.services.blobs import blobs_doom_unreferenced
 
@@ -34,12 +34,11 @@ def chain_consume(training: Training, *, delete: bool) -> None:
     """Settle the updates that others have gone on from; `delete` gives their files up too."""
     alive = [update.pk for update in chain_models(training)]
     past = LocalModel.objects.filter(training=training, state=UpdateState.ACCEPTED)
-    blobs = []
-    for update in past.exclude(pk__in=alive):
-        blobs.append(update.blob_id)
-        move(update, UpdateState.CONSUMED, **({"blob": None} if delete else {}))
+    gone = list(past.exclude(pk__in=alive))
+    blobs = [update.blob_id for update in gone if update.blob_id is not None]
+    move_all(gone, UpdateState.CONSUMED, **({"blob": None} if delete else {}))
     if delete:
-        blobs_doom_unreferenced(ids=[blob for blob in blobs if blob is not None])
+        blobs_doom_unreferenced(ids=blobs)
 
 
 def chain_permute(

@@ -3,13 +3,13 @@
 from datetime import timedelta
 
 from django.conf import settings
-from django.db.models import F, Q
+from django.db.models import Case, F, Q, When
 from django.utils import timezone
 
 from fl_server_core.lifecycle import EventState
 from fl_server_core.models import TrainerEvent
 
-BACK_OFF = (2.0, 10.0, 30.0)  # seconds before the second, third, ... attempt
+BACK_OFF = (2.0, 10.0, 30.0, 60.0)  # seconds before the second, third, ... attempt
 
 
 def _claimable() -> Q:
@@ -20,13 +20,19 @@ def _claimable() -> Q:
 
 
 def event_claim(*, event_id: int) -> TrainerEvent | None:
-    """Take the event for one attempt; None if it is done, taken, waiting, or out of attempts."""
+    """Take the event for one attempt; None if it is done, taken, waiting, or has failed too often.
+
+    One that is still running although its lease is over was lost with its worker: that is a failure.
+    """
+    lost = Case(When(state=EventState.RUNNING, then=1), default=0)
     claimed = (
         TrainerEvent.objects.filter(_claimable(), pk=event_id)
-        .filter(attempt__lt=settings.FL_EVENT_ATTEMPTS)
+        .annotate(failed=F("failures") + lost)
+        .filter(failed__lt=settings.FL_EVENT_ATTEMPTS)
         .update(
             state=EventState.RUNNING,
             attempt=F("attempt") + 1,
+            failures=F("failures") + lost,
             lease_until=timezone.now() + timedelta(seconds=settings.FL_LEASE_SECONDS),
         )
     )
@@ -62,13 +68,13 @@ def event_finish(*, event: TrainerEvent) -> bool:
 def event_release(*, event: TrainerEvent, error: str, spent: bool = True) -> bool:
     """Give the work back after a failed attempt, to be claimed again after a pause.
 
-    `spent=False` gives the attempt back as well: nothing was tried.
+    `spent=False`: the work is not to blame (the disk, the database, nothing to do yet), however often.
     """
     pause = BACK_OFF[min(event.attempt, len(BACK_OFF)) - 1]
     return bool(
         TrainerEvent.objects.filter(_mine(event)).update(
             state=EventState.PENDING,
-            attempt=event.attempt if spent else event.attempt - 1,
+            failures=F("failures") + (1 if spent else 0),
             lease_until=timezone.now() + timedelta(seconds=pause),
             error=error[:4000],
         )
@@ -96,3 +102,9 @@ def events_waiting() -> list[TrainerEvent]:
         .select_related("training__model", "round")
         .order_by("created_at")
     )
+
+
+def event_exhausted(event: TrainerEvent) -> bool:
+    """Whether it has failed as often as anything may, the attempt of a lost worker included."""
+    lost = event.state == EventState.RUNNING
+    return event.failures + lost >= settings.FL_EVENT_ATTEMPTS

@@ -43,7 +43,7 @@ def model_create(
 
 @transaction.atomic
 def model_clone(*, model: GlobalModel, owner: User) -> GlobalModel:
-    """A new model with the same current weights (the same stored bytes) and no history."""
+    """A new model with the same current weights (the same stored bytes), at round 0 and without history."""
     version = model.weights
     copy = GlobalModel.objects.create(
         owner=owner,
@@ -51,7 +51,7 @@ def model_clone(*, model: GlobalModel, owner: User) -> GlobalModel:
         description=model.description,
         type=model.type,
         container=model.container,
-        round=model.round,
+        round=0,
         input_shape=model.input_shape,
         preprocessing=model.preprocessing,
         template=model.template,

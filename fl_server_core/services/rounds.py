@@ -21,9 +21,11 @@ from fl_server_core.lifecycle import (
     TrainingState,
     UpdateState,
     move,
+    move_all,
 )
 from fl_server_core.models import (
     Blob,
+    GlobalModel,
     LocalModel,
     Metric,
     Participant,
@@ -253,19 +255,40 @@ def update_accept(
     return update, True
 
 
+def evaluation_repeated(
+    *, model: GlobalModel, reporter: User, metrics: Mapping[str, Value], number: int | None
+) -> bool:
+    """Whether these are values of an earlier step, sent again as they were; others are refused.
+
+    Without a number they are of the current step.
+    """
+    if number is None or number == model.round:
+        return False
+    if metrics_stored(model=model, reporter=reporter, step=number, metrics=metrics):
+        return True
+    raise RoundClosed(
+        f"the test of round {number} is over; the model is at round {model.round}",
+        code="TASK_CLOSED",
+        round=model.round,
+    )
+
+
 def evaluation_record(
     *,
     training: Training,
     reporter: User,
     metrics: Mapping[str, Value],
     sample_size: int | None = None,
+    number: int | None = None,
 ) -> None:
     """Store what a participant measured on the current model; ends his test task if he has one.
 
     Without a sample size, that of his newest update counts. Values that are stored already are fine
-    at any time; others are refused once the step's mean stands.
+    at any time; others are refused once the step's mean stands, or if `number` is another step.
     """
     step = training.model.round
+    if evaluation_repeated(model=training.model, reporter=reporter, metrics=metrics, number=number):
+        return
     round = current_round(training)
     task = None
     if round is not None and round.phase == RoundPhase.TESTING:
@@ -300,16 +323,19 @@ def task_fail(*, task: Task, code: str, text: str) -> None:
 
 def tasks_expire(*, round: Round) -> None:
     """End all open parts of a round whose deadline has passed."""
-    for task in round.tasks.filter(state=TaskState.OPEN):
-        move(
-            task,
-            TaskState.EXPIRED,
-            failure="DEADLINE: nothing arrived in time",
-            finished_at=timezone.now(),
-        )
+    move_all(
+        round.tasks.filter(state=TaskState.OPEN),
+        TaskState.EXPIRED,
+        failure="DEADLINE: nothing arrived in time",
+        finished_at=timezone.now(),
+    )
 
 
 def tasks_cancel(*, training_id: uuid.UUID, why: str) -> None:
     """End all open parts of a training."""
-    for task in Task.objects.filter(round__training=training_id, state=TaskState.OPEN):
-        move(task, TaskState.CANCELLED, failure=why, finished_at=timezone.now())
+    move_all(
+        Task.objects.filter(round__training=training_id, state=TaskState.OPEN),
+        TaskState.CANCELLED,
+        failure=why,
+        finished_at=timezone.now(),
+    )

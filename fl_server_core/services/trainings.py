@@ -46,13 +46,16 @@ def training_create(
     metric_names: Sequence[str] = (),
     clients: Sequence[uuid.UUID] = (),
 ) -> Training:
-    """Create a training that waits for its start. A model that already has one is cloned."""
+    """Create a training that waits for its start.
+
+    A model that has one already, or that was trained before, is cloned: rounds count from 0.
+    """
     if not (actor.actor or actor.is_superuser):
         raise NotPermitted("only an actor may create trainings; ask the admin for that role")
     model = GlobalModel.objects.select_for_update(of=("self",)).get(pk=model.pk)
     if model.owner_id != actor.pk:
         raise NotPermitted("only its owner may train a model")
-    if Training.objects.filter(model=model).exists():
+    if model.round or Training.objects.filter(model=model).exists():
         model = model_clone(model=model, owner=actor)
     training = Training.objects.create(
         actor=actor,

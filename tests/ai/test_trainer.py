@@ -101,7 +101,7 @@ def test_a_repeated_message_changes_nothing() -> None:
     assert Round.objects.count() == 2
 
 
-def test_handle_on_an_incomplete_round_changes_nothing_and_uses_up_no_attempt() -> None:
+def test_handle_on_an_incomplete_round_changes_nothing_and_counts_as_no_failure() -> None:
     running = scene()
     running.send("ada", 1.0)
     event = TrainerEvent.objects.create(
@@ -112,7 +112,7 @@ def test_handle_on_an_incomplete_round_changes_nothing_and_uses_up_no_attempt() 
     process_trainer_task(event.pk)
 
     event.refresh_from_db()
-    assert (event.attempt, event.state) == (0, "pending")
+    assert (event.failures, event.state) == (0, "pending")
     assert running.now.model.round == 0
     assert running.round.phase == RoundPhase.COLLECTING
 

@@ -15,10 +15,11 @@ from fl_server_ai.containers.torch_archive.calls import HostilePickle, called, m
 from fl_server_ai.containers.torch_archive.records import Items, Made, Pairs, Persistent
 
 MAX_OPCODES = 2_000_000
+MAX_STACK = 1_000_000  # values, of eight bytes each beside their own
 MAX_MEMORY = 32 * 2**20  # bytes, roughly, of everything that the program makes
 MAX_INTEGER = 2**63  # nothing that a tensor counts is larger
 # Rough sizes in CPython: of a value, of a reference to it on stack, memo or in a tuple, of a container.
-VALUE, REFERENCE, CONTAINER = 40, 16, 120
+VALUE, REFERENCE, CONTAINER = 40, 8, 96
 
 CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 NUMBERS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"})
@@ -99,10 +100,11 @@ class Machine:
     def _number(self, argument: Any) -> None:
         if type(argument) is int and abs(argument) > MAX_INTEGER:
             raise HostilePickle("the pickle holds an integer of more than 64 bits")
-        self.push(argument, VALUE)
+        small = type(argument) is int and -5 <= argument <= 256  # of these CPython keeps one each
+        self.push(argument, 0 if small else VALUE)
 
     def _text(self, argument: Any) -> None:
-        self.push(argument, VALUE + 4 * len(argument))
+        self.push(argument, VALUE + len(argument) * (1 if argument.isascii() else 4))
 
     def _constant(self, value: Any, _: Any) -> None:
         self.push(value, 0)
@@ -119,8 +121,10 @@ class Machine:
 
     def push(self, value: Any, size: int) -> None:
         """Put a value of about `size` bytes on the stack."""
-        self.spend(size + REFERENCE)
+        self.spend(size)
         self.stack.append(value)
+        if len(self.stack) > MAX_STACK:
+            raise HostilePickle(f"the pickle puts more than {MAX_STACK:,} values on its stack")
 
     def spend(self, size: int) -> None:
         """Count memory that is about to be used; it is never given back, so that the sum is bounded."""

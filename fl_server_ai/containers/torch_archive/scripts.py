@@ -11,13 +11,16 @@ from fl_server_core.exceptions import BadContainer
 
 STRING = r"""\"(?!\"\")(?:[^"\\\n]|\\.)*+\"|'(?!'')(?:[^'\\\n]|\\.)*+'"""
 GAP = r"[\s\\]*"
-# Beside texts: comments and texts over several lines, which torch never writes; what reads or writes files, by both names that TorchScript knows; and a bare "torch" or "ops.aten", which
-# could become another name for all operators.
+OPERATORS = "prim|aten|quantized|prepacked|torchvision|torchaudio|mkldnn|profiler"
+FILES = "save|load|from_file|_save|_load|load_tensor"
+# Beside texts: comments and texts over several lines, which torch never writes; operators that read or
+# write files; and "torch", "ops.aten" or "torch.autograd" alone, which could become another name for all of them.
 PROGRAM = re.compile(
     rf"{STRING}|(?P<odd>[#\"'])"
-    rf"|(?P<call>\b(?:torch|aten){GAP}\.{GAP}(?:save|load|from_file|_save|_load)\b"
-    rf"|\bops{GAP}\.{GAP}aten{GAP}\.{GAP}(?:save|load|from_file)\b"
-    rf"|(?<![\w.])(?:torch|aten|ops)\b(?!{GAP}\.)|\bops{GAP}\.{GAP}\w++(?!{GAP}\.))",
+    rf"|(?P<call>\b(?:torch|aten){GAP}\.{GAP}(?:autograd|{FILES})\b"
+    rf"|\bops{GAP}\.{GAP}(?!(?:{OPERATORS})\b)\w+|\bops{GAP}\.{GAP}\w++(?!{GAP}\.)"
+    rf"|\bops{GAP}\.{GAP}\w+{GAP}\.{GAP}(?:autograd|{FILES})\b"
+    rf"|(?<![\w.])(?:torch|aten|ops)\b(?!{GAP}\.))",
     re.DOTALL,
 )
 CLASS = re.compile(r"^class[ ]+(\w+)\((\w+)\):", re.MULTILINE)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fl_server_ai.containers.canonical import DTYPE_BYTES, check_shape
+from fl_server_ai.containers.canonical import DTYPE_BYTES, MAX_COUNT, check_shape
 from fl_server_ai.containers.torch_archive.archive import Archive, Entry
 from fl_server_ai.containers.torch_archive.records import (
     Global,
@@ -130,8 +130,8 @@ def _view(name: str, arguments: tuple[Any, ...], dtype: Any, archive: Archive) -
             raise UnsupportedTensor(f"tensor {name!r} has a dtype that is not read here")
     width = DTYPE_BYTES[stored]
     shape = check_shape(name, items_of(sizes), archive.limits)
-    strides = check_shape(name, items_of(steps), archive.limits)
-    if len(strides) != len(shape) or type(offset) is not int or not 0 <= offset <= 2**56:
+    strides = items_of(steps) or []
+    if len(strides) != len(shape) or not all(_whole(number) for number in [*strides, offset]):
         raise BadContainer(f"tensor {name!r} has no valid strides or offset")
     view = View(key, stored, shape, tuple(step * width for step in strides), offset * width)
     if view.count and view.span[1] > entry.size:
@@ -139,6 +139,10 @@ def _view(name: str, arguments: tuple[Any, ...], dtype: Any, archive: Archive) -
             f"tensor {name!r} ends at byte {view.span[1]:,} of a storage of {entry.size:,}"
         )
     return view
+
+
+def _whole(number: Any) -> bool:
+    return type(number) is int and 0 <= number <= MAX_COUNT
 
 
 def _storage(name: str, reference: Any, archive: Archive) -> tuple[Entry, str, str]:
