@@ -3,6 +3,9 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PYTHON ?= python3
 PG_TESTS := tests/core tests/ai tests/api tests/system/test_concurrency.py
+# Files and numbers, no database: once is enough.
+NO_DB := torch_archives hostile_files containers_fuzz uncertainty_calibration uncertainty_dropout \
+  uncertainty_methods uncertainty_summary uncertainty_swag aggregation sandbox sandbox_hostile
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo serve check test test-sqlite test-postgres test-heavy fuzz bench docs fix clean
@@ -43,7 +46,7 @@ test-sqlite: venv
 	$(PY) -m pytest
 
 test-postgres: venv ## what depends on the database, on PostgreSQL
-	FL_TEST_DB=postgres $(PY) -m pytest $(PG_TESTS)
+	FL_TEST_DB=postgres $(PY) -m pytest $(PG_TESTS) $(NO_DB:%=--ignore=tests/ai/test_%.py)
 
 test-heavy: venv ## minutes and gigabytes, and a GPU where there is one
 	$(PY) -m pytest -m "heavy or gpu"

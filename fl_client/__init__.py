@@ -5,7 +5,7 @@ Importing this loads neither NumPy nor torch.
 
 from fl_client import prox, torch_support
 from fl_client.agent import run
-from fl_client.client import Client, Context, EvaluateResult, FitResult
+from fl_client.client import Client, Context, EvaluateResult, FitResult, SwagResult
 from fl_client.connection import Connection, connect
 from fl_client.errors import (
     AuthenticationFailed,
@@ -22,6 +22,7 @@ from fl_client.errors import (
     TrainingFailed,
     Unusable,
 )
+from fl_client.swag import SwagCollector
 from fl_client.trainings import Training
 
 __version__ = "0.1.0"
@@ -41,6 +42,8 @@ __all__ = [
     "NotPermitted",
     "ServerError",
     "Stopped",
+    "SwagCollector",
+    "SwagResult",
     "Throttled",
     "TooLarge",
     "Training",

@@ -1,12 +1,13 @@
 """Where the server is: its origin, which URLs belong to it, and what secures the way there."""
 
 import ipaddress
+import socket
 import ssl
 from pathlib import Path
 
 import httpx
 
-from fl_client.errors import FLError
+from fl_client.errors import ConnectionFailed, FLError
 
 
 class Address:
@@ -51,9 +52,31 @@ def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
 
 
 def trust(address: Address, ca: str | Path | None) -> ssl.SSLContext | bool:
-    """What httpx verifies with: only `ca` where one is given, else the public authorities."""
+    """What httpx verifies with: only `ca` where one is given, else the public authorities.
+
+    ConnectionFailed (CA_FILE) if that file can't be read or holds no certificate.
+    """
     if ca is None:
         return True
     if address.api.scheme != "https":
         raise ValueError(f"ca= says whom to trust over TLS, but {address.api} is plain http")
-    return ssl.create_default_context(cafile=str(ca))
+    try:
+        return ssl.create_default_context(cafile=str(ca))
+    except OSError as error:  # ssl.SSLError is one
+        why = error.strerror if not isinstance(error, ssl.SSLError) else "no PEM certificate in it"
+        raise ConnectionFailed(0, "CA_FILE", f"ca={str(ca)!r} can't be used: {why}") from error
+
+
+def speaks_tls(host: str, port: int, seconds: float = 5.0) -> bool:
+    """Whether a TLS handshake begins there; nothing is sent but its first message, nothing believed."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((host, port), timeout=seconds) as connection,
+            context.wrap_socket(connection, server_hostname=host),
+        ):
+            return True
+    except (OSError, ValueError):
+        return False

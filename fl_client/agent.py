@@ -6,10 +6,17 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from fl_client.client import Client
-from fl_client.errors import ConnectionFailed, ServerError, Throttled
+from fl_client.client import Client, ReportErrors
+from fl_client.errors import (
+    NEVER_HEALS,
+    ConnectionFailed,
+    FLError,
+    ServerError,
+    Throttled,
+    is_settled,
+)
 from fl_client.journal import Journal
 from fl_client.transport import Transport, backoff
 from fl_client.webhook import Receiver
@@ -35,6 +42,7 @@ def run(
     listen: tuple[str, int] = ("127.0.0.1", 8765),
     stop: threading.Event | None = None,
     on_event: OnEvent | None = None,
+    report_errors: ReportErrors = "type",
 ) -> dict[str, Any] | None:
     """Take part until all trainings of this account have ended; return the final model's fields.
 
@@ -44,16 +52,30 @@ def run(
     folder per account below ~/.fl_client) until the server has them: a process that was killed
     sends them when it starts again. One process per workdir.
 
+    `report_errors` says what leaves this site when `fit` or `evaluate` raises: "type" only the name of
+    the exception's class, "text" its message as well, "traceback" also files, lines and functions.
+    Messages quote what they complain about: records, paths, hosts. The log here has everything.
+
+    It says who it is, what it waits for and what it does with INFO lines of the logger "fl.client", on
+    stderr unless the program has configured logging.
+
     "webhook" listens at `listen` for the server's notifications, which only say when to ask.
 
     `on_event(name, fields)` is called with "task", "uploaded", "closed", "stopped", "failed",
-    "offline", "listening" and "done". AuthenticationFailed and NotPermitted are raised.
+    "offline", "listening" and "done". AuthenticationFailed and NotPermitted are raised, the latter
+    with NOT_A_CLIENT for an account that no training may ask.
     """
+    if report_errors not in get_args(ReportErrors):
+        raise ValueError(f"report_errors is one of {get_args(ReportErrors)}, not {report_errors!r}")
+    _be_heard()
     stop = stop or threading.Event()
     transport = Transport(url, token=token, ca=ca, attempts=3, stop=stop)
     try:
         folder = Path(workdir) if workdir is not None else _home(transport, token)
-        agent = Agent(Worker(client, transport, Journal(folder)), transport, stop, on_event)
+        worker = Worker(client, transport, Journal(folder), report_errors)
+        agent = Agent(worker, transport, stop, on_event)
+        if not once:
+            agent.greet()
         if once:
             return agent.work_off(forever=forever)
         if mode == "webhook":
@@ -79,6 +101,23 @@ class Agent:
         self._tell = on_event or (lambda name, fields: None)
         self._last = ""
         self._repeats = 0
+        self._waiting = ""
+
+    def greet(self) -> None:
+        """Log who this is at which server; waits for a server that is away."""
+        me = self._patiently(self._myself)
+        if me is not None:
+            where = self._transport.address.api
+            log.info("%s at %s: asking for tasks", me.get("username", "an account"), where)
+
+    def _myself(self) -> dict[str, Any]:
+        try:
+            me = self._transport.json("GET", "users/myself/", attempts=1)
+        except FLError as error:
+            if not is_settled(error):
+                raise
+            return {}  # a server that does not say; whether it gives out tasks, it says below
+        return me if isinstance(me, dict) else {}
 
     def poll(self, *, forever: bool) -> dict[str, Any] | None:
         """Long polls, one after the other."""
@@ -132,6 +171,10 @@ class Agent:
         answer: dict[str, Any] = self._transport.json(
             "GET", "tasks/", params={"wait": wait}, attempts=1, read_timeout=wait + 35.0
         )
+        reason = str(answer.get("reason") or "")
+        if answer["state"] == "wait" and reason != self._waiting:
+            log.info("waiting: %s", reason)
+        self._waiting = reason
         if answer["state"] == "task":
             self._work(answer["task"])
         elif answer["state"] == "done":
@@ -143,7 +186,9 @@ class Agent:
         if self._repeats and self._stop.wait(backoff(self._repeats, first=1.0)):
             return  # handed out again although it was answered: not in a tight loop
         self._tell("task", {"task": task})
+        log.info("round %s: %s", task.get("round"), task.get("kind"))
         ended = self._worker.work(task)
+        log.info("round %s: %s %s", task.get("round"), task.get("kind"), ended)
         self._last = task["id"]
         self._tell(ended, {"task": task})
 
@@ -154,7 +199,7 @@ class Agent:
             try:
                 return act()
             except (ConnectionFailed, ServerError, Throttled) as error:
-                if isinstance(error, ConnectionFailed) and error.code == "CERTIFICATE":
+                if error.code in NEVER_HEALS:
                     raise
                 pause = max(error.retry_after or 0.0, backoff(attempt))
                 attempt += 1
@@ -162,6 +207,18 @@ class Agent:
                 self._tell("offline", {"error": error, "retry_in": pause})
                 self._stop.wait(pause)
         return None
+
+
+def _be_heard() -> None:
+    """Show INFO lines of "fl.client" on stderr, unless the program has set up logging itself."""
+    ours = logging.getLogger("fl.client")
+    if ours.hasHandlers() or ours.level != logging.NOTSET:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
 
 
 def _final(answer: dict[str, Any]) -> dict[str, Any]:

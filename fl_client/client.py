@@ -4,11 +4,12 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fl_client.errors import Stopped
 
 Weights = dict[str, Any]  # names to NumPy arrays; to torch tensors where NumPy lacks the dtype
+ReportErrors = Literal["type", "text", "traceback"]
 _TAIL = 4000  # characters
 
 
@@ -31,6 +32,15 @@ class EvaluateResult:
     """Metrics of the global model on local data; `num_examples` weighs them in the mean."""
 
     metrics: Mapping[str, float]
+    num_examples: int
+
+
+@dataclass
+class SwagResult:
+    """Running means of the weights and of their squares, by tensor name, over the same steps."""
+
+    first: Mapping[str, Any]
+    second: Mapping[str, Any]
     num_examples: int
 
 
@@ -88,12 +98,27 @@ class Client:
         """Measure `weights` on local data; `config["metric_names"]`, if given, says what."""
         raise NotImplementedError(f"{type(self).__name__} does not evaluate")
 
-    def describe_failure(self, error: Exception) -> tuple[str, str]:
+    def swag(self, weights: Weights, config: dict[str, Any], context: Context) -> SwagResult:
+        """Train a little from `weights` and tell how they move: `SwagCollector` does the sums."""
+        raise NotImplementedError(f"{type(self).__name__} collects no moments")
+
+    def describe_failure(self, error: Exception) -> tuple[str, str] | None:
         """What the server is told about an exception: a text, and the end of a log.
 
-        By default type and message, and the files, lines and functions that were passed through.
-        Override it where messages may quote patients' data.
+        None, the default, leaves it to `run`'s `report_errors`. Override it to say more about those
+        exceptions whose messages you know: others may quote patients' data or local paths.
         """
-        frames = traceback.extract_tb(error.__traceback__)
-        tail = "\n".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames)
-        return f"{type(error).__name__}: {error}"[:_TAIL], tail[-_TAIL:]
+        return None
+
+
+def described(error: Exception, report: ReportErrors) -> tuple[str, str]:
+    """Text and log for the server: no more than `report` allows to leave the site."""
+    kind = type(error).__name__[:_TAIL]
+    if report == "type":
+        return kind, ""
+    text = f"{kind}: {error}"[:_TAIL]
+    if report == "text":
+        return text, ""
+    frames = traceback.extract_tb(error.__traceback__)
+    tail = "\n".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames)
+    return text, tail[-_TAIL:]

@@ -100,10 +100,16 @@ NEXT_STEPS = {
     "FOREIGN_ORIGIN": "connect to the address that the server itself uses in its answers.",
     "REDIRECTED": "connect to the address that the server redirects to.",
     "ROUND_CLOSED": "nothing to do; the next round brings a new task.",
+    "CA_FILE": "give ca= the path of a PEM file that is there; the server's admin has it.",
+    "NOT_TLS": "use http:// for this address, or the port at which the server speaks HTTPS.",
+    "NEEDS_TLS": "use https:// for this address.",
+    "NOT_A_CLIENT": "ask the server's admin to register this account as a client.",
     "CERTIFICATE": "give the server's own CA file as ca=, fetched over a way that you trust.",
     "NON_FINITE": "lower the learning rate or clip gradients; the update contains NaN or Inf.",
 }
 
+# Trouble on the way that waiting does not mend.
+NEVER_HEALS = frozenset({"CERTIFICATE", "NOT_TLS", "NEEDS_TLS"})
 _BY_STATUS: dict[int, type[FLError]] = {
     401: AuthenticationFailed,
     403: NotPermitted,

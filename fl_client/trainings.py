@@ -1,5 +1,6 @@
 """Trainings as their owner sees them: create, start, wait, read the metrics."""
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 from fl_client.errors import TrainingFailed
 from fl_client.transport import Transport
 
+log = logging.getLogger("fl.client")
 Rows = list[dict[str, Any]]
 
 
@@ -48,13 +50,19 @@ class Training:
 
         `on_round` gets the training each time its round has advanced. `timeout` is in seconds,
         TimeoutError afterwards; TrainingFailed with the server's reason if it ends in error. A
-        server that is away for a few minutes is waited for.
+        server that is away for a few minutes is waited for. A round that got fewer updates than it
+        asked for is a warning of the logger "fl.client"; `gaps` of what is returned lists them.
         """
+        warned: set[int] = set()
         give_up = None if timeout is None else time.monotonic() + timeout
         seen: int | None = None
         pause = 0.2
         while True:
             now = self._transport.patiently(self.get, attempts=10)
+            for gap in now.get("gaps", ()):
+                if gap["round"] not in warned:
+                    warned.add(gap["round"])
+                    log.warning("%s", gap["text"])
             if seen is not None and now["round"] != seen and on_round is not None:
                 on_round(now)
             pause = 0.2 if now["round"] != seen else min(pause * 1.5, 3.0)
@@ -102,7 +110,9 @@ class Trainings:
         """A training that has not started. `clients` are user ids; more may be added later.
 
         `metric_names` are what `evaluate` reports every round; none means no evaluation.
-        `options` are those of the aggregation method and the server refuses unknown ones.
+        `options` are those of the aggregation method and the server refuses unknown ones. A round
+        goes on with what has arrived when every site has answered or failed, or at its deadline: one
+        update is enough unless `options["min_updates"]` says more.
         """
         body: dict[str, Any] = {
             "model_id": str(model),

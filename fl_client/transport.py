@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from fl_client.address import Address, trust
+from fl_client.address import Address, speaks_tls, trust
 from fl_client.errors import ConnectionFailed, FLError, error_for
 
 log = logging.getLogger("fl.client")
@@ -24,6 +24,11 @@ Form = Sequence[tuple[str, str]]
 PROTOCOL = "1"
 _AGAIN = (429, 502, 503, 504)
 _LONGEST_RETRY_AFTER = 300.0
+_NO_TLS = (
+    "WRONG_VERSION_NUMBER",
+    "HTTP_REQUEST",
+    "RECORD_LAYER_FAILURE",
+)  # what plain HTTP looks like
 
 
 def backoff(attempt: int, first: float = 0.5, cap: float = 30.0) -> float:
@@ -194,6 +199,9 @@ def _refusal(response: httpx.Response) -> FLError:
         body = response.json()
     except ValueError:
         body = None
+    if body is None and response.status_code == 400 and b"HTTPS port" in response.content:  # nginx
+        where = response.url.netloc.decode()
+        return ConnectionFailed(400, "NEEDS_TLS", f"{where} speaks TLS only")
     error = error_for(response.status_code, body, response.headers.get("X-Request-ID"))
     error.retry_after = _seconds(response.headers.get("Retry-After"))
     return error
@@ -205,7 +213,12 @@ def _no_answer(error: httpx.TransportError, url: httpx.URL) -> ConnectionFailed:
         if isinstance(cause, ssl.SSLCertVerificationError):
             detail = f"{url.host} has no certificate that is trusted here: {cause.verify_message}"
             return ConnectionFailed(0, "CERTIFICATE", detail)
+        if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
+            return ConnectionFailed(0, "NOT_TLS", f"{url.netloc.decode()} does not speak TLS")
         cause = cause.__cause__ or cause.__context__
+    hung_up = isinstance(error, httpx.RemoteProtocolError | httpx.ReadError)
+    if hung_up and url.scheme == "http" and speaks_tls(url.host, url.port or 80):
+        return ConnectionFailed(0, "NEEDS_TLS", f"{url.netloc.decode()} speaks TLS only")
     never_sent = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
     code = "UNREACHABLE" if never_sent else "INTERRUPTED"
     where = f"{url.host}:{url.port}" if url.port else url.host

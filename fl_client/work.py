@@ -5,7 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fl_client.client import Client, Context, EvaluateResult, FitResult
+from fl_client.client import (
+    Client,
+    Context,
+    EvaluateResult,
+    FitResult,
+    ReportErrors,
+    described,
+)
 from fl_client.download import SAFETENSORS, fetch
 from fl_client.errors import Conflict, FLError, Stopped, is_settled
 from fl_client.journal import Entry, Journal
@@ -15,14 +22,23 @@ from fl_client.transport import Transport
 log = logging.getLogger("fl.client")
 
 Task = dict[str, Any]
+NO_SWAG = "this site's client has no swag method; fl_client.SwagCollector helps to write one"
 CHAINING_REFUSED = "this training hands each site's model to another site, which this site refuses"
+NO_EVALUATE = "this client has no evaluate method"
 
 
 class Worker:
     """Works tasks off for one client; what is finished is journalled before it is sent."""
 
-    def __init__(self, client: Client, transport: Transport, journal: Journal) -> None:
+    def __init__(
+        self,
+        client: Client,
+        transport: Transport,
+        journal: Journal,
+        report_errors: ReportErrors = "type",
+    ) -> None:
         self._client = client
+        self._report_errors = report_errors
         self._transport = transport
         self._journal = journal
 
@@ -38,7 +54,13 @@ class Worker:
                 if _hands_on(task) and not self._client.share_raw_model:
                     return self.fail(task, "CHAINING_REFUSED", CHAINING_REFUSED, "")
                 return self._train(task)
+            if kind == "swag":
+                if type(self._client).swag is Client.swag:
+                    return self.fail(task, "SWAG_NOT_IMPLEMENTED", NO_SWAG, "")
+                return self._swag(task)
             if kind == "evaluate":
+                if type(self._client).evaluate is Client.evaluate:
+                    return self.fail(task, "EVALUATE_NOT_IMPLEMENTED", NO_EVALUATE, "")
                 return self._evaluate(task)
         except Stopped as stopped:
             log.info("%s", stopped)
@@ -95,13 +117,33 @@ class Worker:
         self._journal.drop(task["id"])
         return ended
 
+    def _swag(self, task: Task) -> str:
+        weights = self._weights(task)
+        first = self._journal.place(task["id"])
+        second = first.with_suffix(".second")
+        try:
+            result = self._client.swag(weights, dict(task.get("config") or {}), self._context(task))
+            form = [("round", str(task["round"])), ("sample_size", str(int(result.num_examples)))]
+            save(first, result.first)
+            save(second, result.second)
+        except Stopped:
+            raise
+        except Exception as error:  # noqa: BLE001 - the site's own code may raise anything
+            return self._fail_with(task, error)
+        try:
+            files = {"first_moment_file": first, "second_moment_file": second}
+            return self._deliver(task, task["upload_url"], form, files)
+        finally:
+            first.unlink(missing_ok=True)
+            second.unlink(missing_ok=True)
+
     def _evaluate(self, task: Task) -> str:
         weights = self._weights(task)
         try:
             result = self._client.evaluate(
                 weights, dict(task.get("config") or {}), self._context(task)
             )
-            form = _evaluate_form(result)
+            form = _evaluate_form(task, result)
         except Stopped:
             raise
         except Exception as error:  # noqa: BLE001 - the site's own code may raise anything
@@ -143,7 +185,8 @@ class Worker:
 
     def _fail_with(self, task: Task, error: Exception) -> str:
         log.error("task %s failed in the site's own code", task["id"], exc_info=error)
-        return self.fail(task, "TRAIN_EXCEPTION", *self._client.describe_failure(error))
+        said = self._client.describe_failure(error) or described(error, self._report_errors)
+        return self.fail(task, "TRAIN_EXCEPTION", *said)
 
 
 def _train_form(task: Task, result: FitResult) -> list[tuple[str, str]]:
@@ -153,10 +196,11 @@ def _train_form(task: Task, result: FitResult) -> list[tuple[str, str]]:
     return form + _metric_fields(result.metrics)
 
 
-def _evaluate_form(result: EvaluateResult) -> list[tuple[str, str]]:
+def _evaluate_form(task: Task, result: EvaluateResult) -> list[tuple[str, str]]:
     if not isinstance(result, EvaluateResult):
         raise TypeError(f"evaluate must return an EvaluateResult, not {type(result).__name__}")
-    return [("sample_size", str(int(result.num_examples))), *_metric_fields(result.metrics)]
+    form = [("round", str(task["round"])), ("sample_size", str(int(result.num_examples)))]
+    return form + _metric_fields(result.metrics)
 
 
 def _metric_fields(metrics: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from rest_framework.authentication import BaseAuthentication, get_authorization_
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
+from fl_server_api.guessing import Guesses
 from fl_server_core.models import User
 from fl_server_core.services.tokens import BadToken, token_user
 
@@ -80,11 +81,15 @@ class BasicAuthentication(BaseAuthentication):
             ) from error
         if not password and TOKEN.fullmatch(name):
             return _by_token(name), "token"
+        guesses = Guesses(request._request, name)
+        guesses.check()
         user = None
         if "\x00" not in name:
             user = authenticate(request=request._request, username=name, password=password)
         if not isinstance(user, User):
+            guesses.count()
             raise AuthenticationFailed("wrong user name or password", code="BAD_CREDENTIALS")
+        guesses.forget()
         return seen(user), "password"
 
     def authenticate_header(self, request: Request) -> str:

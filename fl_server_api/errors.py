@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
 from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
-from django.http import Http404, HttpRequest, JsonResponse
+from django.http import Http404, HttpRequest, JsonResponse, UnreadablePostError
 from rest_framework import exceptions
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -23,6 +23,7 @@ STATUS: dict[type[domain.DomainError], int] = {
     domain.TooLarge: 413,
     domain.UnknownContainer: 415,
     domain.Unusable: 422,
+    domain.Unavailable: 503,
     domain.OutOfSpace: 507,
 }
 CODES = {
@@ -54,7 +55,8 @@ def handle(error: Exception, context: dict[str, Any]) -> Response | None:
     set_rollback()
     if request is not None:
         body["request_id"] = request._request.META.get("fl.request_id", "")
-        drain(request._request)
+        if not isinstance(error, UnreadablePostError):
+            drain(request._request)
     return Response(body, status=status, headers=headers)
 
 
@@ -62,6 +64,9 @@ def _answer(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]] | No
     if isinstance(error, domain.DomainError):
         status = next(s for kind, s in STATUS.items() if isinstance(error, kind))
         return status, {"detail": error.detail, "code": error.error_code, **error.data}, {}
+    if isinstance(error, UnreadablePostError):  # nobody may be left to read the answer
+        said = "the request's body could not be read to its end"
+        return 400, {"detail": said, "code": "BODY_INTERRUPTED"}, {}
     if isinstance(error, RequestDataTooBig):
         return 413, {"detail": "the request is too large", "code": "TOO_LARGE"}, {}
     if isinstance(error, SuspiciousOperation):

@@ -1,10 +1,10 @@
 """`Idempotency-Key`: the same request again gets the same answer, and nothing is created twice."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from django.conf import settings
 from django.db import IntegrityError, transaction
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -12,6 +12,7 @@ from rest_framework.response import Response
 from fl_server_api.uploads import StagedFile
 from fl_server_core.exceptions import Conflict, Invalid
 from fl_server_core.models import IdempotencyKey, User
+from fl_server_core.services.tokens import keyed_digest
 
 MAX_KEY = 200
 
@@ -33,7 +34,7 @@ def create_once(
     user = request.user if isinstance(request.user, User) else None
     path = request.path.replace("/api/v1/", "/api/", 1)
     scope = f"{request.method} {path} {user.pk if user else '-'}"[:200]
-    digest = _body_digest(request)
+    digest, *former = _body_digests(request)
     with transaction.atomic():
         try:
             with transaction.atomic():
@@ -41,7 +42,7 @@ def create_once(
                     user=user, scope=scope, key=key, body_digest=digest, status=201, answer={}
                 )
         except IntegrityError:
-            return _again(IdempotencyKey.objects.get(scope=scope, key=key), digest)
+            return _again(IdempotencyKey.objects.get(scope=scope, key=key), {digest, *former})
         answer = dict(act())
         row.answer = json.loads(
             json.dumps({k: v for k, v in answer.items() if k not in secret}, default=str)
@@ -50,8 +51,8 @@ def create_once(
     return Response(answer, status=201)
 
 
-def _again(row: IdempotencyKey, digest: str) -> Response:
-    if row.body_digest != digest:
+def _again(row: IdempotencyKey, digests: set[str]) -> Response:
+    if row.body_digest not in digests:
         raise Conflict(
             "this Idempotency-Key was used with another body; use a new one",
             code="IDEMPOTENCY_MISMATCH",
@@ -59,10 +60,12 @@ def _again(row: IdempotencyKey, digest: str) -> Response:
     return Response(row.answer, status=row.status)
 
 
-def _body_digest(request: Request) -> str:
+def _body_digests(request: Request) -> list[str]:
+    """Of the body, under today's secret and former ones: without it nobody can guess at a password."""
     data = request.data
     fields = dict(data.lists()) if hasattr(data, "lists") else data
     text = json.dumps(
         fields, sort_keys=True, default=lambda v: v.sha256 if isinstance(v, StagedFile) else str(v)
     )
-    return hashlib.sha256(text.encode()).hexdigest()
+    secrets = (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)
+    return [keyed_digest("idempotency", text, secret) for secret in secrets]

@@ -29,14 +29,19 @@ class StrictJSONParser(BaseParser):
         if len(raw) > limit:
             raise TooLarge(f"a JSON body may have {limit:,} bytes")
         try:
-            data = json.loads(raw.decode(), parse_constant=_refuse)
-            text = json.dumps(data, allow_nan=False, ensure_ascii=False)
-            text.encode()
+            return strict_json(raw.decode())
         except (ValueError, RecursionError) as error:
             raise ParseError(f"this is not valid JSON: {str(error)[:200]}") from error
-        if "\\u0000" in text:
-            raise ParseError("NUL characters can't be stored")
-        return data
+
+
+def strict_json(text: str) -> Any:
+    """What `text` says; ValueError or RecursionError for what could not be stored or answered."""
+    data = json.loads(text, parse_constant=_refuse)
+    again = json.dumps(data, allow_nan=False, ensure_ascii=False)
+    again.encode()
+    if "\\u0000" in again:
+        raise ValueError("NUL characters can't be stored")
+    return data
 
 
 def _refuse(name: str) -> Any:

@@ -8,12 +8,14 @@ from typing import Any
 from django.conf import settings
 from django.core.files.uploadedfile import UploadedFile
 from django.core.files.uploadhandler import FileUploadHandler
+from django.http import HttpRequest
 from rest_framework.request import Request
 
 from fl_server_core.exceptions import OutOfSpace, TooLarge
 from fl_server_core.storage import staging_path
 
 CHUNK = 2**20
+STAGED = "fl.staged"  # in a request's META
 FORM_OVERHEAD = 2**20  # what field names and boundaries may add
 
 
@@ -65,6 +67,8 @@ class StagingUploadHandler(FileUploadHandler):
     def new_file(self, *args: Any, **kwargs: Any) -> None:
         super().new_file(*args, **kwargs)
         self.staged = StagedFile(self.file_name or "file", self.content_type)
+        if self.request is not None:
+            self.request.META.setdefault(STAGED, []).append(self.staged)
 
     def receive_data_chunk(self, raw_data: bytes, start: int) -> None:
         if self.staged is not None:
@@ -83,6 +87,15 @@ class StagingUploadHandler(FileUploadHandler):
     def upload_interrupted(self) -> None:
         if self.staged is not None:
             self.staged.close()
+
+
+def discard_staged(request: HttpRequest) -> None:
+    """Delete what the request has staged and no service has taken over.
+
+    Django closes only files that arrived whole: where reading the body raises, it tells no handler.
+    """
+    for staged in request.META.pop(STAGED, []):
+        staged.close()
 
 
 def refuse_large(request: Request) -> None:

@@ -120,6 +120,12 @@ class TiedMismatch(Unusable):
     code = "TIED_MISMATCH"
 
 
+class Unavailable(DomainError):
+    """The server can't do it now; later, or on another worker, it can (503)."""
+
+    code = "UNAVAILABLE"
+
+
 class OutOfSpace(DomainError):
     """The disk is full (507); nothing was stored."""
 

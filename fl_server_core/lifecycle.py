@@ -26,6 +26,7 @@ class RoundPhase(models.TextChoices):
     NOTIFYING = "notifying"
     COLLECTING = "collecting"
     AGGREGATING = "aggregating"
+    SWAG = "swag"
     TESTING = "testing"
     DONE = "done"
     FAILED = "failed"
@@ -91,7 +92,8 @@ MOVES: Mapping[type[models.TextChoices], Mapping[str, frozenset[str]]] = {
     RoundPhase: {
         R.NOTIFYING: frozenset({R.COLLECTING, R.AGGREGATING, R.FAILED}),
         R.COLLECTING: frozenset({R.AGGREGATING, R.FAILED}),
-        R.AGGREGATING: frozenset({R.TESTING, R.DONE, R.FAILED}),
+        R.AGGREGATING: frozenset({R.SWAG, R.TESTING, R.DONE, R.FAILED}),
+        R.SWAG: frozenset({R.TESTING, R.DONE, R.FAILED}),
         R.TESTING: frozenset({R.DONE, R.FAILED}),
         R.DONE: frozenset(),
         R.FAILED: frozenset(),

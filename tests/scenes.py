@@ -112,6 +112,8 @@ def scene(
     started: bool = True,
     method: str = "FedAvg",
     endpoint: str = "",
+    uncertainty: Any = "NONE",
+    uncertainty_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> Scene:
     """A training with these sites (ada and grace by default), started unless told otherwise."""
@@ -130,7 +132,10 @@ def scene(
         model=model,
         target_num_updates=rounds,
         aggregation_method=method,
-        options=options,
+        uncertainty_method=uncertainty,
+        options=options
+        if uncertainty_options is None
+        else {**options, "uncertainty": uncertainty_options},
         clients=[user.pk for user in sites.values()],
     )
     if started:

@@ -34,6 +34,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "fl_server_api.middleware.RequestIdMiddleware",
+    "fl_server_api.middleware.StagedFilesMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -106,6 +107,13 @@ FL_ADMIN_PASSWORD = env(
     "FL_ADMIN_PASSWORD", None, "Password of the first admin; made up and shown once otherwise."
 )
 FL_TOKEN_DAYS = env_int("FL_TOKEN_DAYS", 365, "Days until a new token expires; 0 = never.")
+
+CACHES: dict[str, dict[str, object]] = {  # counts wrong passwords
+    "default": {
+        "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
+        "OPTIONS": {"MAX_ENTRIES": 100_000},
+    }
+}
 
 # --- weights ----------------------------------------------------------------------------------
 
@@ -199,6 +207,11 @@ FL_WEBHOOK_READ_SECONDS = 10.0
 
 # --- API --------------------------------------------------------------------------------------
 
+FL_WEB_THREADS = env_int(
+    "FL_WEB_THREADS",
+    250,
+    "Threads of one gunicorn worker; all but 50 (at least half) may hold a long-poll.",
+)
 FL_POLL_SECONDS = env_int("FL_POLL_SECONDS", 25, "Longest wait of `GET tasks/`, in seconds.")
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [

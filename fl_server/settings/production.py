@@ -16,6 +16,12 @@ SECURE_HSTS_INCLUDE_SUBDOMAINS = True
 SECURE_HSTS_PRELOAD = True
 SESSION_COOKIE_SECURE = True
 CSRF_COOKIE_SECURE = True
+CACHES["default"] = {  # one count for all processes
+    "BACKEND": "django.core.cache.backends.redis.RedisCache",
+    "LOCATION": FL_REDIS_URL,
+    "KEY_PREFIX": "fl",
+    "OPTIONS": {"socket_timeout": 1, "socket_connect_timeout": 1},
+}
 STORAGES["staticfiles"] = {
     "BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage",
 }

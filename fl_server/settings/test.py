@@ -22,4 +22,5 @@ if "sqlite" in DATABASES["default"]["ENGINE"]:  # type: ignore[index]
         "TEST": {"NAME": FL_DATA_DIR / "test.sqlite3"},
     }
 ALLOWED_HOSTS = ["testserver", "localhost", "127.0.0.1"]
+CACHES["default"] = {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

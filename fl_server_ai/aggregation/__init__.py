@@ -8,6 +8,7 @@ Start reading here. No strategy sees a whole model or knows about files, threads
 - `engine.py`     `aggregate`: files in, one file out; chooses among the parts below
 - `step.py`       the pass that writes the result, block by block
 - `fold.py`       weighted mean of float blocks, in float64
+- `dtypes.py`     which dtypes can be combined
 - `integers.py`   what happens to integer and bool buffers
 - `gram.py`       inner products of all updates, for rules that compare them
 - `blocks.py`     layout, reading and writing of weight files
@@ -16,8 +17,8 @@ Start reading here. No strategy sees a whole model or knows about files, threads
 - `state.py`      what a strategy remembers from round to round
 - `device.py`     CPU or GPU, and how many threads
 
-Only `engine` and what it imports know torch; this module, `strategies/` and `options` do not, because
-the web process imports them. Strategies calculate with the methods of the tensors they are given.
+Only `engine` and what it imports know torch; this module, `strategies/`, `options` and `dtypes` do not: the
+web process imports them. Strategies calculate with the methods of the tensors they are given.
 """
 
 from typing import Any

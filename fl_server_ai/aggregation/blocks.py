@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
+from fl_server_ai.aggregation.dtypes import AGGREGATED
 from fl_server_ai.aggregation.strategy import UpdateMeta
-from fl_server_ai.containers import DTYPE_BYTES, Limits, TensorInfo
+from fl_server_ai.containers import Limits, TensorInfo
 from fl_server_ai.containers.canonical import parse
 from fl_server_core.exceptions import AggregationException, BadContainer
 
@@ -24,11 +25,6 @@ FLOATS = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
-}
-SIZES = {
-    name: size
-    for name, size in DTYPE_BYTES.items()
-    if name in FLOATS or name == "BOOL" or name[0] in "UI"
 }
 MAX_HEADER = 100_000_000  # bytes; the limit that safetensors itself has
 OPEN_FILES = 256  # with more updates than this, files are opened for each read
@@ -62,7 +58,7 @@ class Run:
 
     @property
     def itemsize(self) -> int:
-        return SIZES[self.dtype]
+        return AGGREGATED[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -88,12 +84,12 @@ def parse_layout(header: bytes, size: int) -> Layout:
     manifest = parse(BytesIO(header), size, Limits(header_bytes=MAX_HEADER))
     runs = []
     for dtype, group in groupby(manifest.tensors, key=lambda tensor: tensor.dtype):
-        if dtype not in SIZES:
+        if dtype not in AGGREGATED:
             raise AggregationException(f"tensors of dtype {dtype} cannot be aggregated")
         tensors = list(group)
         nbytes = sum(tensor.nbytes for tensor in tensors)
         if nbytes:
-            runs.append(Run(dtype, tensors[0].offset, nbytes // SIZES[dtype]))
+            runs.append(Run(dtype, tensors[0].offset, nbytes // AGGREGATED[dtype]))
     return Layout(header, tuple(runs), size, manifest.tensors)
 
 

@@ -8,8 +8,9 @@ Updates that are all alike give back their own bytes in each dtype, minus zero i
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from fl_server_ai.aggregation.blocks import FLOATS, Run, Source
 
 EXACT_WEIGHT = 2**29  # times a 24-bit significand fits into the 53 bits of a float64
 VELTKAMP = 2.0**27 + 1
+SHRINK = 2.0**-64  # room for VELTKAMP, and for the sum of as many numbers as there can be updates
 
 
 class Slot:
@@ -78,9 +80,10 @@ class Folder:
         self, sources: Sequence[Source], weights: Sequence[float], run: Run, start: int, count: int
     ) -> Tensor:
         """(count,) float64, valid until the next call."""
-        blocks = self.blocks(sources, run, start, count)
         if run.dtype == "F64":
-            return mean_of_float64(blocks, weights)
+            again = partial(self.blocks, sources, run, start, count)
+            return mean_of_float64(again, weights)
+        blocks = self.blocks(sources, run, start, count)
         total, wide = self._sum[:count], self._wide[:count]
         exact = all(weight < EXACT_WEIGHT and weight == int(weight) for weight in weights)
         for index, (block, weight) in enumerate(zip(blocks, weights, strict=True)):
@@ -109,8 +112,22 @@ class Folder:
         return host, data
 
 
-def mean_of_float64(blocks: Iterator[Tensor], weights: Sequence[float]) -> Tensor:
-    """Weighted mean with about 106 bits in between; magnitudes up to 1e290."""
+def mean_of_float64(blocks: Callable[[], Iterator[Tensor]], weights: Sequence[float]) -> Tensor:
+    """Weighted mean with about 106 bits in between, for all finite numbers.
+
+    Where it overflows on its way, the blocks are read again and divided by a power of two: that loses
+    nothing but bits more than a thousand below the largest, and other numbers keep what they have.
+    """
+    mean = _mean(blocks(), weights)
+    if all_finite(mean):
+        return mean
+    exponent = math.frexp(max(weights))[1]
+    shares = [math.ldexp(weight, -exponent) for weight in weights]
+    shrunk = _mean((block * SHRINK for block in blocks()), shares) / SHRINK
+    return torch.where(torch.isfinite(mean), mean, shrunk)
+
+
+def _mean(blocks: Iterator[Tensor], weights: Sequence[float]) -> Tensor:
     high = low = torch.zeros(())
     for index, (block, weight) in enumerate(zip(blocks, weights, strict=True)):
         product, error = _product(block, float(weight))

@@ -16,6 +16,7 @@ from fl_server_ai.services.renderings import rendering
 from fl_server_core.exceptions import NotPermitted
 from fl_server_core.lifecycle import TaskKind, TaskState
 from fl_server_core.models import Blob, GlobalModel, Task, User
+from fl_server_core.models.weights import ModelType
 from fl_server_core.services.blobs import blob_discard, blob_store
 from fl_server_core.services.models import model_create, preprocessing_set
 from fl_server_core.storage import local_path, staging_path
@@ -41,6 +42,7 @@ def model_prepared(
     model_file: Path,
     sha256: str | None,
     round: int = 0,
+    type: str = ModelType.GLOBAL,
     input_shape: list[int | None] | None = None,
     preprocessing_file: Path | None = None,
 ) -> Iterator[Callable[[], GlobalModel]]:
@@ -73,6 +75,7 @@ def model_prepared(
                 container=container,
                 weights=blob,
                 round=round,
+                type=type,
                 input_shape=input_shape,
                 preprocessing=preprocessing,
                 template=template,

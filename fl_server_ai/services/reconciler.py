@@ -9,13 +9,12 @@ from django.db import transaction
 from django.utils import timezone
 
 from fl_server_ai.dispatch import dispatch_event, dispatch_notifications
-from fl_server_ai.services.rounds import round_advance, training_fail
+from fl_server_ai.services.rounds import RUNNING, round_advance, training_fail
 from fl_server_core.lifecycle import (
     OPEN_PHASES,
     EventState,
     NotificationState,
     RoundPhase,
-    TrainingState,
 )
 from fl_server_core.models import IdempotencyKey, Notification, Round, TrainerEvent
 from fl_server_core.services import events
@@ -75,7 +74,7 @@ def event_give_up(*, event: TrainerEvent, reason: str) -> None:
         training = training_locked(event.training_id)
         if not events.event_fail(event=event, error=reason):
             return
-        if training.state == TrainingState.ONGOING:
+        if training.state in RUNNING:
             round = Round.objects.get(pk=event.round_id)
             training_fail(training, round, reason)
 
@@ -91,8 +90,8 @@ def _deadlines() -> int:
     overdue = list(
         Round.objects.filter(
             deadline__lte=timezone.now(),
-            phase__in=[*OPEN_PHASES, RoundPhase.TESTING],
-            training__state=TrainingState.ONGOING,
+            phase__in=[*OPEN_PHASES, RoundPhase.SWAG, RoundPhase.TESTING],
+            training__state__in=RUNNING,
         ).values_list("training_id", flat=True)
     )
     for training_id in overdue:

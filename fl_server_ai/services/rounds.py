@@ -29,6 +29,8 @@ from fl_server_core.services.trainings import training_locked
 log = logging.getLogger("fl.server")
 TRAINING_ROUND_FINISHED = "TrainingRoundFinished"
 DAISY_CHAIN_ROUND_FINISHED = "DaisyChainRoundFinished"
+SWAG_ROUND_FINISHED = "SWAGRoundFinished"
+RUNNING = frozenset({TrainingState.ONGOING, TrainingState.SWAG_ROUND})
 MODEL_TEST_FINISHED = "ModelTestFinished"
 
 
@@ -41,9 +43,11 @@ def round_advance(*, training_id: uuid.UUID) -> TrainerEvent | None:
     """
     training = training_locked(training_id)
     round = current_round(training)
-    if training.state != TrainingState.ONGOING or round is None:
+    if training.state not in RUNNING or round is None:
         return None
     round.training = training
+    if round.phase == RoundPhase.SWAG:
+        return _close_swag(training, round)
     if round.phase in OPEN_PHASES:
         return _close_collection(training, round)
     if round.phase == RoundPhase.TESTING:
@@ -88,6 +92,22 @@ def _close_test(training: Training, round: Round) -> TrainerEvent | None:
     if not _is_over(round, TaskKind.EVALUATE):
         return None
     return _event(training, round, MODEL_TEST_FINISHED)
+
+
+def _close_swag(training: Training, round: Round) -> TrainerEvent | None:
+    if not _is_over(round, TaskKind.SWAG):
+        return None
+    tally = round_tally(round, TaskKind.SWAG)
+    needed = max(1, int(round.policy.get("min_updates", 1)))
+    if tally.done < needed:
+        training_fail(
+            training,
+            round,
+            f"NOT_ENOUGH_MOMENTS: the SWAG round of round {round.number} ended with {tally.done} of "
+            f"{tally.total} answers, {needed} are needed",
+        )
+        return None
+    return _event(training, round, SWAG_ROUND_FINISHED)
 
 
 def _event(training: Training, round: Round, type: str) -> TrainerEvent:

@@ -10,6 +10,7 @@ from django.db.models import F, Q
 from django.utils import timezone
 
 from fl_server_ai.notifications import wakeups
+from fl_server_ai.services.places import place
 from fl_server_ai.services.rounds import round_advance
 from fl_server_ai.services.training_options import client_config
 from fl_server_core.exceptions import Invalid, NotFound
@@ -30,9 +31,12 @@ RETRY_AFTER = 2.0  # seconds
 RUNNING = (TrainingState.ONGOING, TrainingState.SWAG_ROUND)
 MAX_PROGRESS = 65_536  # bytes of JSON
 MAX_CODE, MAX_FAILURE, MAX_LOG_TAIL = 64, 900, 3_000  # characters; together they fit in the column
-ASKING = Q(kind=TaskKind.TRAIN, round__phase__in=list(OPEN_PHASES)) | Q(
-    kind=TaskKind.EVALUATE, round__phase=RoundPhase.TESTING
+ASKING = (
+    Q(kind=TaskKind.TRAIN, round__phase__in=list(OPEN_PHASES))
+    | Q(kind=TaskKind.SWAG, round__phase=RoundPhase.SWAG)
+    | Q(kind=TaskKind.EVALUATE, round__phase=RoundPhase.TESTING)
 )
+ROUTES = {TaskKind.TRAIN: "", TaskKind.SWAG: "swag/", TaskKind.EVALUATE: "metrics/"}
 
 
 def task_next(*, user: User) -> dict[str, Any]:
@@ -78,7 +82,7 @@ def _start(task: Task) -> dict[str, Any]:
 def _task(task: Task) -> dict[str, Any]:
     training = task.round.training
     model = training.model
-    verb = "" if task.kind == TaskKind.TRAIN else "metrics/"
+    verb = ROUTES[TaskKind(task.kind)]
     return {
         "id": str(task.pk),
         "kind": task.kind,
@@ -155,6 +159,9 @@ def _reason(training: Training) -> str:
         return (
             f"round {round.number} waits for others: {tally.done} of {tally.total} updates are in"
         )
+    if round.phase == RoundPhase.SWAG:
+        tally = round_tally(round, TaskKind.SWAG)
+        return f"the SWAG round waits for others: {tally.done} of {tally.total} moments are in"
     if round.phase == RoundPhase.TESTING:
         tally = round_tally(round, TaskKind.EVALUATE)
         return f"the test waits for others: {tally.done} of {tally.total} answers are in"
@@ -165,8 +172,16 @@ def task_wait(*, user: User, seconds: float) -> dict[str, Any]:
     """The same, but a "wait" is held back up to `seconds` for something better to say.
 
     No database connection is held meanwhile. What changes between looking and waiting is not missed.
+    Where too many wait already (`places`), the answer comes at once.
     """
-    deadline = time.monotonic() + min(max(seconds, 0.0), settings.FL_POLL_SECONDS)
+    if seconds <= 0:
+        return _answer(user, 0.0)
+    with place(str(user.pk)) as granted:
+        return _answer(user, min(seconds, settings.FL_POLL_SECONDS) if granted else 0.0)
+
+
+def _answer(user: User, seconds: float) -> dict[str, Any]:
+    deadline = time.monotonic() + seconds
     while True:
         seen = wakeups.generation(str(user.pk))
         with wakeups.gate:

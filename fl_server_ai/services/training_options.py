@@ -9,8 +9,11 @@ from django.conf import settings
 
 from fl_server_ai.aggregation import STRATEGIES, Strategy
 from fl_server_ai.aggregation.options import parse_options
+from fl_server_ai.uncertainty import UNCERTAINTY
+from fl_server_ai.uncertainty.options import parse_options as parse_uncertainty
 from fl_server_core.exceptions import Invalid, NotAvailable
 from fl_server_core.models import Training
+from fl_server_core.models.trainings import UncertaintyMethod
 
 # Known from the wire contract; refused until the server really does them.
 LATER_STRATEGIES = frozenset(
@@ -37,7 +40,7 @@ LATER_STRATEGIES = frozenset(
         "FedPM",
     ]
 )
-LATER_OPTIONS = frozenset(["uncertainty", "swag_rounds"])
+SWAG_WORDS = {"last": 0, "every": 1}
 MAX_CLIENT_CONFIG = 16_384
 
 
@@ -56,10 +59,15 @@ class TrainerOptions:
     )
     round_deadline: float | None = field(
         default=None,
-        metadata={"doc": "Seconds a round or test waits; the server's default if null.", "gt": 0.0},
+        metadata={
+            "doc": "Seconds a round or test waits, at most a year; the server's default if null.",
+            "gt": 0.0,
+            "le": 31_536_000,
+        },
     )
     min_updates: int = field(
-        default=1, metadata={"doc": "A round with fewer updates at its end fails.", "ge": 1}
+        default=1,
+        metadata={"doc": "A round with fewer updates at its end fails.", "ge": 1, "le": 100_000},
     )
 
     daisy_chain_period: int = field(
@@ -90,6 +98,14 @@ class TrainerOptions:
             "choices": ("last", "chain_samples"),
         },
     )
+    swag_rounds: int = field(
+        default=0,
+        metadata={
+            "doc": 'With SWAG: ask for moments after the last aggregation (0 or "last"), after every '
+            'one (1 or "every"), or after every n-th.',
+            "ge": 0,
+        },
+    )
     no_fixed_points: bool = field(
         default=False, metadata={"doc": "Nobody gets his own model back when models are handed on."}
     )
@@ -109,7 +125,12 @@ CHAINING = frozenset({"aggregation_period", "chain_period", "chain_weight", "no_
 TRAINER_FIELDS = frozenset(option.name for option in fields(TrainerOptions))
 
 
-def options_validate(*, aggregation_method: str, options: Mapping[str, Any]) -> None:
+def options_validate(
+    *,
+    aggregation_method: str,
+    options: Mapping[str, Any],
+    uncertainty_method: str = UncertaintyMethod.NONE,
+) -> None:
     """Refuse, with a pointer, whatever this server would not do exactly as asked."""
     if aggregation_method in LATER_STRATEGIES:
         raise NotAvailable(f"{aggregation_method} is not available on this server yet")
@@ -125,11 +146,7 @@ def options_validate(*, aggregation_method: str, options: Mapping[str, Any]) -> 
                 }
             ],
         )
-    for name in LATER_OPTIONS & options.keys():
-        raise NotAvailable(
-            f"the option {name!r} is not available on this server yet",
-            errors=[{"pointer": f"/options/{name}", "code": "not_available", "detail": "not yet"}],
-        )
+    uncertainty_options(uncertainty_method, options)
     _check_chaining(aggregation_method, options, _split(aggregation_method, options)[0])
 
 
@@ -163,10 +180,37 @@ def _split(
                 {"pointer": "/options/client_config", "code": "type", "detail": "a small object"}
             ],
         )
+    rest.pop("uncertainty", None)  # checked once, for the training's method
+    rest = {**rest, **_swag_rounds(rest)}
     own = {name: rest.pop(name) for name in list(rest) if name in TRAINER_FIELDS}
     trainer = parse_options(TrainerOptions, own)
     kind = STRATEGIES[aggregation_method]
     return trainer, kind(parse_options(kind.Options, rest)), config
+
+
+def _swag_rounds(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The word or number as a number; what is neither is left to be refused by its type."""
+    given = options.get("swag_rounds")
+    if isinstance(given, str) and given in SWAG_WORDS:
+        return {"swag_rounds": SWAG_WORDS[given]}
+    return {}
+
+
+def uncertainty_options(method: str, options: Mapping[str, Any]) -> Any:
+    """`options.uncertainty` for a method, with defaults filled in; `Invalid` names every fault."""
+    given = options.get("uncertainty", {})
+    if not isinstance(given, Mapping):
+        raise Invalid(
+            "/options/uncertainty: an object",
+            code="BAD_OPTION",
+            errors=[{"pointer": "/options/uncertainty", "code": "type", "detail": "an object"}],
+        )
+    return parse_uncertainty(UNCERTAINTY[method].Options, given)
+
+
+def swag_variance(training: Training) -> str:
+    """Which spread of the weights the training's moments describe."""
+    return str(uncertainty_options(UncertaintyMethod.SWAG, training.options).variance)
 
 
 def trainer_options(training: Training) -> TrainerOptions:

@@ -7,6 +7,8 @@ from typing import Any
 from django.db import transaction
 from django.utils import timezone
 
+from fl_server_ai.aggregation.dtypes import check_aggregated
+from fl_server_ai.containers import read_manifest
 from fl_server_ai.dispatch import dispatch_notifications
 from fl_server_ai.notifications import wakeups
 from fl_server_ai.services.chaining import starts_of
@@ -18,7 +20,9 @@ from fl_server_core.models import GlobalModel, Round, Training, User
 from fl_server_core.models.notifications import NotificationType
 from fl_server_core.models.trainings import UncertaintyMethod
 from fl_server_core.services import rounds, trainings
+from fl_server_core.services.moments import swag_open
 from fl_server_core.services.notifications import notifications_queue
+from fl_server_core.storage import local_path
 
 MAX_ROUNDS = 2**31 - 1
 
@@ -35,17 +39,24 @@ def training_create(
     clients: Sequence[uuid.UUID] = (),
 ) -> Training:
     """Create a training after checking every option; what comes later is refused, never ignored."""
-    if uncertainty_method != UncertaintyMethod.NONE:
+    if uncertainty_method not in {UncertaintyMethod.NONE, UncertaintyMethod.SWAG}:
         raise NotAvailable(f"{uncertainty_method} is not available on this server yet")
-    options_validate(aggregation_method=aggregation_method, options=options)
+    options_validate(
+        aggregation_method=aggregation_method,
+        options=options,
+        uncertainty_method=uncertainty_method,
+    )
     target_num_updates *= max(1, int(options.get("daisy_chain_period") or 0))  # local rounds
     if target_num_updates > MAX_ROUNDS:
         raise Invalid(f"a training has at most {MAX_ROUNDS:,} rounds", code="TOO_MANY_ROUNDS")
+    with local_path(model.weights.blob) as path:
+        check_aggregated(read_manifest(path))
     return trainings.training_create(
         actor=actor,
         model=model,
         target_num_updates=target_num_updates,
         aggregation_method=aggregation_method,
+        uncertainty_method=uncertainty_method,
         options=options,
         metric_names=metric_names,
         clients=clients,
@@ -100,6 +111,14 @@ def round_start(training: Training) -> Round:
     wakeups.publish([str(pk) for pk in opened.tasks.values_list("user_id", flat=True)])
     round_advance(training_id=training.pk)
     return opened
+
+
+def swag_start(training: Training, round: Round) -> None:
+    """Ask everybody for moments of the new model (state S); the training is locked."""
+    swag_open(round=round, seconds=trainer_options(training).seconds)
+    dispatch_notifications()
+    wakeups.publish([str(pk) for pk in round.tasks.values_list("user_id", flat=True)])
+    round_advance(training_id=training.pk)
 
 
 def evaluation_start(training: Training, round: Round) -> None:

@@ -16,7 +16,7 @@ from fl_server_core.models import GlobalModel, LocalModel, Training, User
 from fl_server_core.selectors import get_visible, models_visible_to
 from fl_server_core.services import rounds
 from fl_server_core.services.blobs import blob_discard
-from fl_server_core.services.metrics import Value, metrics_record
+from fl_server_core.services.metrics import Value, metric_names_check, metrics_record
 from fl_server_core.services.trainings import training_locked
 from fl_server_core.storage import local_path
 
@@ -58,6 +58,7 @@ def update_submit(
     last updates are put in order by the training's row lock, and one of them closes the round.
     """
     training = update_precheck(model_id=model_id, user=owner)
+    metric_names_check(metrics)
     if not 1 <= sample_size <= rounds.MAX_SAMPLES:
         raise Invalid(f"sample_size is 1 to {rounds.MAX_SAMPLES}", code="SAMPLE_SIZE")
     with canonical_blob(file, sha256=sha256) as (manifest, blob, publish):
@@ -100,28 +101,40 @@ def metrics_submit(
     reporter: User,
     metrics: dict[str, Value],
     sample_size: int | None = None,
+    round: int | None = None,
 ) -> GlobalModel:
-    """Store metrics of a model. From a participant in a test round they end his part in it."""
+    """Store metrics of a model. From a participant in a test round they end his part in it.
+
+    With a `round`, only if the model is still there; else the training goes by the order of arrival.
+    """
     model = get_visible(models_visible_to(reporter), model_id)
+    metric_names_check(metrics)
     if sample_size is not None and not 1 <= sample_size <= rounds.MAX_SAMPLES:
         raise Invalid(f"sample_size is 1 to {rounds.MAX_SAMPLES}", code="SAMPLE_SIZE")
     found = Training.objects.filter(model=model).first()
     if found is None:
         if model.owner_id != reporter.pk and not reporter.is_superuser:
             raise NotPermitted("only its owner may add metrics to a model without a training")
-        metrics_record(
-            model=model,
-            reporter=reporter,
-            step=model.round,
-            metrics=metrics,
-            sample_size=sample_size,
-        )
+        if not rounds.evaluation_repeated(
+            model=model, reporter=reporter, metrics=metrics, number=round
+        ):
+            metrics_record(
+                model=model,
+                reporter=reporter,
+                step=model.round,
+                metrics=metrics,
+                sample_size=sample_size,
+            )
         return model
     training = training_locked(found.pk)
     if training.actor_id != reporter.pk or training.memberships.filter(user=reporter).exists():
         rounds.membership_check(training=training, user=reporter)
     rounds.evaluation_record(
-        training=training, reporter=reporter, metrics=metrics, sample_size=sample_size
+        training=training,
+        reporter=reporter,
+        metrics=metrics,
+        sample_size=sample_size,
+        number=round,
     )
     round_advance(training_id=training.pk)
     return training.model

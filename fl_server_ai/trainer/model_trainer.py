@@ -8,7 +8,6 @@ from fl_server_ai.services import trainings
 from fl_server_ai.services.training_options import trainer_options
 from fl_server_ai.trainer.events.base import ModelTrainerEvent
 from fl_server_ai.trainer.options import TrainerOptions
-from fl_server_core.exceptions import NotAvailable
 from fl_server_core.models import Round, TrainerEvent, Training
 from fl_server_core.services.events import event_finish
 from fl_server_core.services.rounds import current_round
@@ -58,9 +57,14 @@ class ModelTrainer:
             round.training = training
             trainings.evaluation_start(training, round)
 
+    @transaction.atomic
     def start_swag_round(self) -> None:
-        """SWAG comes later; until then no training is created that could get here."""
-        raise NotAvailable("SWAG rounds are not available on this server yet")
+        """Ask for moments of the newest round's result."""
+        training = self._locked()
+        round = current_round(training)
+        if round is not None:
+            round.training = training
+            trainings.swag_start(training, round)
 
     @transaction.atomic
     def finish(self) -> None:

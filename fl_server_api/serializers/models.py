@@ -113,12 +113,25 @@ class MetricsInput(Input):
         default=list,
     )
     sample_size = serializers.IntegerField(required=False, min_value=1, max_value=2**31)
+    round = serializers.IntegerField(
+        required=False,
+        min_value=0,
+        max_value=MAX_INT,
+        help_text="The step that was measured; refused if the model has moved on meanwhile.",
+    )
 
 
 class UpdateInput(MetricsInput):
     round = serializers.IntegerField(min_value=0, max_value=MAX_INT)
     sample_size = serializers.IntegerField(min_value=-(2**63), max_value=2**63)
     model_file = serializers.FileField(allow_empty_file=True)
+
+
+class SwagInput(Input):
+    round = serializers.IntegerField(min_value=0, max_value=MAX_INT)
+    sample_size = serializers.IntegerField(min_value=-(2**63), max_value=2**63)
+    first_moment_file = serializers.FileField(allow_empty_file=True)
+    second_moment_file = serializers.FileField(allow_empty_file=True)
 
 
 class UpdateCreated(serializers.Serializer[Any]):

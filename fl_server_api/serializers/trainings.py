@@ -8,8 +8,10 @@ from rest_framework import serializers
 from fl_server_ai.services.trainings import training_notices
 from fl_server_api.serializers.common import Finite, Input, Text
 from fl_server_api.serializers.models import MAX_INT
+from fl_server_core.lifecycle import TaskKind, TaskState
 from fl_server_core.models import Round, Task, Training
 from fl_server_core.models.trainings import UncertaintyMethod
+from fl_server_core.selectors import failure_code, is_admin
 
 
 class TrainingInput(Input):
@@ -53,14 +55,36 @@ class TrainingOutput(serializers.ModelSerializer[Training]):
         return [str(m.user_id) for m in training.memberships.all() if m.removed_at is None]
 
 
+class MissingOutput(serializers.Serializer[Any]):
+    """Who was asked for an update that is not in; `name` is empty where you may not know it."""
+
+    user = serializers.UUIDField()
+    name = serializers.CharField(allow_blank=True)
+    state = serializers.ChoiceField(TaskState.choices)
+    code = serializers.CharField(allow_blank=True)
+
+
+class GapOutput(serializers.Serializer[Any]):
+    """A round that got fewer updates than it asked for, in a sentence and in pieces."""
+
+    round = serializers.IntegerField()
+    received = serializers.IntegerField()
+    asked = serializers.IntegerField()
+    missing = MissingOutput(many=True)
+    text = serializers.CharField()
+
+
 class TrainingDetail(TrainingOutput):
-    """With how many updates the current round has, and how many it waits for in all."""
+    """With how many updates the current round has and waits for in all, and where some are missing."""
 
     local_models_arrived = serializers.IntegerField()
     local_models_expected = serializers.IntegerField()
+    gaps = GapOutput(many=True)
 
     class Meta(TrainingOutput.Meta):
-        fields = [*TrainingOutput.Meta.fields, "local_models_arrived", "local_models_expected"]
+        fields = [
+            *TrainingOutput.Meta.fields, "local_models_arrived", "local_models_expected", "gaps",
+        ]  # fmt: skip
 
 
 class ClientsInput(Input):
@@ -68,7 +92,10 @@ class ClientsInput(Input):
 
 
 class ParticipationOutput(serializers.ModelSerializer[Task]):
-    """One participant's part in a round."""
+    """One participant's part in a round.
+
+    `progress`, and of `failure` all but the code, are for that participant, the actor and admins.
+    """
 
     class Meta:
         model = Task
@@ -77,18 +104,39 @@ class ParticipationOutput(serializers.ModelSerializer[Task]):
             "progress_at", "finished_at",
         ]  # fmt: skip
 
+    def to_representation(self, instance: Task) -> dict[str, Any]:
+        """What a site says about its work may name its files or patients: other sites don't read it."""
+        data = super().to_representation(instance)
+        viewer = self.context["request"].user
+        own = viewer.pk in {instance.user_id, instance.round.training.actor_id}
+        if not own and not is_admin(viewer):
+            data["failure"] = failure_code(instance.failure)
+            data["progress"] = None
+        return data
+
 
 class RoundOutput(serializers.ModelSerializer[Round]):
     participation = ParticipationOutput(source="tasks", many=True)
     base_version = serializers.IntegerField(source="base_version.number")
     result_version = serializers.SerializerMethodField()
+    asked = serializers.SerializerMethodField()
+    received = serializers.SerializerMethodField()
 
     class Meta:
         model = Round
         fields = [
-            "number", "phase", "reason", "policy", "warnings", "base_version", "result_version",
+            "number", "phase", "asked", "received", "reason", "policy", "warnings", "base_version", "result_version",
             "started_at", "deadline", "finished_at", "participation",
         ]  # fmt: skip
+
+    def get_asked(self, round: Round) -> int:
+        """How many were asked for an update."""
+        return sum(task.kind == TaskKind.TRAIN for task in round.tasks.all())
+
+    def get_received(self, round: Round) -> int:
+        """How many updates are in; fewer than asked for, once the round has gone on: see `participation`."""
+        done = [task for task in round.tasks.all() if task.state == TaskState.DONE]
+        return sum(task.kind == TaskKind.TRAIN for task in done)
 
     def get_result_version(self, round: Round) -> int | None:
         return round.result_version.number if round.result_version else None

@@ -39,5 +39,5 @@ def parsed(kind: type[Serializer[Any]], request: Request) -> dict[str, Any]:
 
 def answers(success: dict[Any, Any], *statuses: int) -> dict[Any, Any]:
     """A route's documented answers: its successes, these refusals, and those of every route."""
-    refusals = {*statuses, 401, 403, 413, 426}
+    refusals = {*statuses, 401, 403, 413, 426, 429}
     return {**success, **dict.fromkeys(sorted(refusals), ErrorOutput)}

@@ -5,7 +5,6 @@ from typing import Any
 from django.http import HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
-from rest_framework.parsers import MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -16,6 +15,7 @@ from fl_server_ai.services.models import (
     weights_for,
     weights_open,
 )
+from fl_server_ai.services.moments import model_moments, moments_submit
 from fl_server_ai.services.updates import metrics_submit, update_precheck, update_submit
 from fl_server_api.auth import caller
 from fl_server_api.downloads import send, wants_safetensors
@@ -32,6 +32,7 @@ from fl_server_api.serializers.models import (
     ModelCreated,
     ModelInput,
     PreprocessingInput,
+    SwagInput,
     UpdateCreated,
     UpdateInput,
 )
@@ -86,7 +87,7 @@ class ModelsView(View):
     def post(self, request: Request) -> Response:
         """Upload a model: safetensors, .npz, torch.save or TorchScript."""
         body = parsed(ModelInput, request)
-        if body["type"] != "GLOBAL":
+        if body["type"] not in {"GLOBAL", "SWAG"}:
             raise NotAvailable(
                 f"models of type {body['type']} are not available on this server yet"
             )
@@ -101,6 +102,7 @@ class ModelsView(View):
             model_file=file.staged_path,
             sha256=file.sha256,
             round=body["round"],
+            type=body["type"],
             input_shape=body.get("input_shape") or None,
             preprocessing_file=preprocessing.staged_path if preprocessing else None,
         ) as create:
@@ -314,12 +316,42 @@ class PreprocessingView(View):
 
 
 class SwagView(View):
-    """Comes later."""
+    """First and second moments of a model's weights (arXiv:1902.02476)."""
 
-    parser_classes = [MultiPartParser]
+    @extend_schema(
+        operation_id="swag_download",
+        parameters=[OpenApiParameter("moment", str, enum=["first", "second"], required=True)],
+        responses=answers({**FILE, 206: OpenApiTypes.BINARY, 304: None, 416: None}, 400, 404),
+    )
+    def get(self, request: Request, pk: str) -> HttpResponseBase:
+        """The combined moments of the newest SWAG round, as float64 safetensors."""
+        model = get_visible(models_visible_to(caller(request)), pk)
+        wanted = request.query_params.get("moment", "")
+        if wanted not in {"first", "second"}:
+            raise Invalid("moment is first or second", code="BAD_MOMENT")
+        found = model_moments(model)
+        blob = found and (found.first if wanted == "first" else found.second)
+        if not blob:
+            raise NotFound("no SWAG round of this model has ended yet", code="NO_MOMENTS")
+        with local_path(blob) as path:
+            name = f"model-{model.pk}-{wanted}-moment.safetensors"
+            return send(request, path, etag=blob.digest, size=blob.size, filename=name)
 
-    @extend_schema(operation_id="swag_upload", request=None, responses=answers({}, 400, 404))
+    @extend_schema(
+        operation_id="swag_upload",
+        request={"multipart/form-data": SwagInput},
+        responses=answers({200: Detail, 201: Detail}, 400, 404, 409, 415, 422, 507),
+    )
     def post(self, request: Request, pk: str) -> Response:
-        """SWAG moments: not available on this server yet."""
-        get_visible(models_visible_to(caller(request)), pk)
-        raise NotAvailable("SWAG is not available on this server yet")
+        """Send your moments in a SWAG round. The same ones again answer 200."""
+        update_precheck(model_id=pk, user=caller(request))
+        body = parsed(SwagInput, request)
+        _, created = moments_submit(
+            model_id=pk,
+            owner=caller(request),
+            round=body["round"],
+            sample_size=body["sample_size"],
+            first=body["first_moment_file"].staged_path,
+            second=body["second_moment_file"].staged_path,
+        )
+        return Response({"detail": "SWAg Statistics Accepted"}, status=201 if created else 200)

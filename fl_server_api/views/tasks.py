@@ -1,6 +1,5 @@
 """What a client is asked to do: long-polled, reported on, answered."""
 
-import json
 import math
 from typing import Any
 
@@ -11,6 +10,7 @@ from rest_framework.response import Response
 from fl_server_ai.services.tasks import task_failure, task_progress, task_wait
 from fl_server_ai.services.updates import metrics_submit
 from fl_server_api.auth import caller
+from fl_server_api.parsers import strict_json
 from fl_server_api.serializers.common import Detail
 from fl_server_api.serializers.models import UpdateCreated
 from fl_server_api.serializers.trainings import (
@@ -112,7 +112,11 @@ def _measured(
     request: Request, task: Task, model_id: str, metrics: dict[str, float | bytes], samples: int
 ) -> Response:
     metrics_submit(
-        model_id=model_id, reporter=caller(request), metrics=metrics, sample_size=samples
+        model_id=model_id,
+        reporter=caller(request),
+        metrics=metrics,
+        sample_size=samples,
+        round=task.number,
     )
     kinds = task.round.tasks.filter(kind=TaskKind.EVALUATE).values_list("state", flat=True)
     states = list(kinds)
@@ -129,9 +133,9 @@ def _measured(
 
 def _meta(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        found = strict_json(text)
     except (ValueError, RecursionError) as error:
-        raise Invalid("meta is not valid JSON", code="BAD_META") from error
+        raise Invalid(f"meta is not valid JSON: {str(error)[:200]}", code="BAD_META") from error
     body = ResultMeta(data=found)
     body.is_valid(raise_exception=True)
     result: dict[str, Any] = body.validated_data

@@ -30,6 +30,7 @@ from fl_server_core.exceptions import Invalid
 from fl_server_core.lifecycle import TaskKind
 from fl_server_core.models import Training
 from fl_server_core.selectors import (
+    gaps,
     get_visible,
     local_models_visible_to,
     models_visible_to,
@@ -66,7 +67,7 @@ class TrainingsView(View):
     @extend_schema(
         operation_id="trainings_create",
         request=TrainingInput,
-        responses=answers({201: TrainingCreated}, 400, 404, 409, 415),
+        responses=answers({201: TrainingCreated}, 400, 404, 409, 415, 422),
     )
     def post(self, request: Request) -> Response:
         """Create a training of one of your models; it waits for its start."""
@@ -104,6 +105,7 @@ class TrainingView(View):
         members = [m for m in training.memberships.all() if m.removed_at is None]
         training.local_models_arrived = tally.done if tally else 0
         training.local_models_expected = tally.done + tally.open if tally else len(members)
+        training.gaps = gaps(training=training, visible_to=caller(request))
         return Response(TrainingDetail(training).data)
 
     @extend_schema(operation_id="trainings_destroy", responses=answers({200: Detail}, 404, 409))

@@ -211,10 +211,17 @@ class GroupsView(View):
 
 
 class GroupView(View):
-    """One group, for those who are in it."""
+    """One group: for those who are in it to see, for admins to change."""
 
     def _group(self, request: Request, pk: str) -> Group:
         return get_visible(groups_visible_to(caller(request)), pk)
+
+    def _own(self, request: Request, pk: str) -> Group:
+        """Groups carry permissions, and nobody is noted as their owner: only admins change them."""
+        group = self._group(request, pk)
+        if not is_admin(caller(request)):
+            raise NotPermitted("only an admin may rename or delete a group", code="ADMIN_ONLY")
+        return group
 
     @extend_schema(operation_id="groups_retrieve", responses=answers({200: GroupOutput}, 404))
     def get(self, request: Request, pk: str) -> Response:
@@ -227,8 +234,8 @@ class GroupView(View):
         responses=answers({200: GroupOutput}, 400, 404, 415),
     )
     def put(self, request: Request, pk: str) -> Response:
-        """Rename a group."""
-        group = self._group(request, pk)
+        """Rename a group; for admins."""
+        group = self._own(request, pk)
         return Response(GroupOutput(_named(group, parsed(GroupInput, request)["name"])).data)
 
     @extend_schema(
@@ -237,13 +244,13 @@ class GroupView(View):
         responses=answers({200: GroupOutput}, 400, 404, 415),
     )
     def patch(self, request: Request, pk: str) -> Response:
-        """Rename a group."""
+        """Rename a group; for admins."""
         return self.put(request, pk)
 
     @extend_schema(operation_id="groups_destroy", responses=answers({204: None}, 404))
     def delete(self, request: Request, pk: str) -> Response:
-        """Delete a group."""
-        self._group(request, pk).delete()
+        """Delete a group; for admins."""
+        self._own(request, pk).delete()
         return Response(status=204)
 
 

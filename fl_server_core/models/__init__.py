@@ -3,6 +3,7 @@
 from fl_server_core.models.events import TrainerEvent
 from fl_server_core.models.idempotency import IdempotencyKey
 from fl_server_core.models.metrics import Metric
+from fl_server_core.models.moments import SwagMoments
 from fl_server_core.models.notifications import Notification
 from fl_server_core.models.rounds import LocalModel, Round, Task
 from fl_server_core.models.trainings import Participant, Training
@@ -20,6 +21,7 @@ __all__ = [
     "Notification",
     "Participant",
     "Round",
+    "SwagMoments",
     "Task",
     "TrainerEvent",
     "Training",

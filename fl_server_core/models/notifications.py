@@ -37,7 +37,7 @@ class Notification(models.Model):
         Task, on_delete=models.CASCADE, null=True, blank=True, related_name="notifications"
     )
     type = models.CharField(max_length=32, choices=NotificationType)
-    step = models.IntegerField(default=-1)  # the round in the body; -1: the message names none
+    step = models.IntegerField(default=-1)  # the round in the body; below 0: it names none
     body = models.JSONField(default=dict)
     state = models.CharField(
         max_length=16, choices=NotificationState, default=NotificationState.QUEUED

@@ -1,5 +1,6 @@
 """What reads data: one `visible_to(user)` query per model, which every list and lookup goes through."""
 
+from fl_server_core.selectors.gaps import Gap, Missing, failure_code, gaps
 from fl_server_core.selectors.visibility import (
     get_visible,
     groups_visible_to,
@@ -15,6 +16,10 @@ from fl_server_core.selectors.visibility import (
 )
 
 __all__ = [
+    "Gap",
+    "Missing",
+    "failure_code",
+    "gaps",
     "get_visible",
     "groups_visible_to",
     "is_admin",

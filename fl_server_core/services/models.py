@@ -6,6 +6,7 @@ from django.db import transaction
 
 from fl_server_core.exceptions import Conflict, NotPermitted
 from fl_server_core.models import Blob, GlobalModel, ModelVersion, Training, User
+from fl_server_core.models.weights import ModelType
 from fl_server_core.services.blobs import blobs_doom_unreferenced
 
 
@@ -18,6 +19,7 @@ def model_create(
     container: str,
     weights: Blob,
     round: int = 0,
+    type: str = ModelType.GLOBAL,
     input_shape: list[int | None] | None = None,
     preprocessing: Blob | None = None,
     template: Blob | None = None,
@@ -32,6 +34,7 @@ def model_create(
         name=name,
         description=description,
         container=container,
+        type=type,
         round=round,
         input_shape=input_shape,
         preprocessing=preprocessing,

@@ -1,6 +1,9 @@
 """Queueing webhook messages, in the transaction that causes them."""
 
+import uuid
 from collections.abc import Iterable, Sequence
+
+from django.db.models import Min
 
 from fl_server_core.models import Notification, Task, Training, User
 from fl_server_core.models.notifications import NotificationType
@@ -14,10 +17,17 @@ def notifications_queue(
     round: int | None = None,
     tasks: Sequence[Task] = (),
 ) -> None:
-    """Queue one message for every receiver with an endpoint; those that exist already stay as they are."""
+    """Queue one message for every receiver with an endpoint; those that exist already stay as they are.
+
+    But who is removed again hears of it again: there each call is another message.
+    """
     body: dict[str, object] = {"global_model_uuid": str(training.model_id)}
     if round is not None:
         body = {"round": round, **body}
+    known: dict[uuid.UUID, int] = {}
+    if type == NotificationType.CLIENT_REMOVED:
+        rows = Notification.objects.filter(training=training, type=type)
+        known = dict(rows.values_list("receiver").annotate(lowest=Min("step")))
     task_of = {task.user_id: task for task in tasks}
     Notification.objects.bulk_create(
         [
@@ -26,7 +36,7 @@ def notifications_queue(
                 receiver=user,
                 task=task_of.get(user.pk),
                 type=type,
-                step=-1 if round is None else round,
+                step=known.get(user.pk, 0) - 1 if round is None else round,
                 body=body,
             )
             for user in receivers

@@ -66,7 +66,7 @@ def current_round(training: Training) -> Round | None:
     return training.rounds.select_related("result_version").order_by("-number").first()
 
 
-def _ask(
+def tasks_ask(
     round: Round,
     users: Sequence[User],
     kind: TaskKind,
@@ -124,7 +124,9 @@ def round_open(
     if begins is not None:
         round.chain = {str(pk): str(start.pk) if start else None for pk, start in begins.items()}
         round.save(update_fields=["chain"])
-    _ask(round, users, TaskKind.TRAIN, round.number, NotificationType.UPDATE_ROUND_START, begins)
+    tasks_ask(
+        round, users, TaskKind.TRAIN, round.number, NotificationType.UPDATE_ROUND_START, begins
+    )
     if not any(user.message_endpoint for user in users):
         move(round, RoundPhase.COLLECTING)
     return round
@@ -135,7 +137,7 @@ def evaluation_open(*, round: Round, seconds: float | None) -> None:
     training = round.training
     move(round, RoundPhase.TESTING, deadline=_deadline(seconds))
     users = participants_active(training)
-    _ask(
+    tasks_ask(
         round,
         users,
         TaskKind.EVALUATE,

@@ -12,6 +12,7 @@ from fl_server_core.exceptions import Conflict, Invalid, NotPermitted
 from fl_server_core.lifecycle import TERMINAL_TRAINING_STATES, TaskState, TrainingState, move
 from fl_server_core.models import GlobalModel, Participant, Task, Training, User
 from fl_server_core.models.notifications import NotificationType
+from fl_server_core.models.trainings import UncertaintyMethod
 from fl_server_core.services.blobs import blobs_doom_unreferenced
 from fl_server_core.services.models import model_clone
 from fl_server_core.services.notifications import notifications_queue
@@ -43,6 +44,7 @@ def training_create(
     target_num_updates: int,
     aggregation_method: str,
     options: dict[str, Any],
+    uncertainty_method: str = UncertaintyMethod.NONE,
     metric_names: Sequence[str] = (),
     clients: Sequence[uuid.UUID] = (),
 ) -> Training:
@@ -63,6 +65,7 @@ def training_create(
         base_version=model.weights,
         target_num_updates=target_num_updates,
         aggregation_method=aggregation_method,
+        uncertainty_method=uncertainty_method,
         options=options,
         metric_names=list(metric_names),
         seed=secrets.randbits(62),

@@ -1,6 +1,7 @@
 """The engine's promises, against NumPy and exact fractions."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -125,6 +126,47 @@ def test_a_float64_mean_is_correctly_rounded_even_when_terms_cancel(tmp_path: Pa
     for index, value in enumerate(got["w"].numpy()):
         exact = exact_mean([float(row[index]) for row in rows], [7, 7, 3, 11])
         assert abs(Fraction(float(value)) - exact) <= Fraction(float(np.spacing(abs(value)))) / 2
+
+
+LARGEST, SMALLEST = float(np.finfo(np.float64).max), 2.0**-1074
+HUGE = [
+    [1e305, 1.0, -3.0], [1e305, SMALLEST, -SMALLEST], [1e305, -1e305, 1.0], [1.7e308] * 3,
+    [LARGEST] * 3, [-LARGEST] * 3, [LARGEST, LARGEST, -LARGEST], [1e300, 1e-300, 1e300],
+    [LARGEST, -LARGEST, 1e300],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "sizes", [[1, 1, 1], [10, 20, 70], [2**31] * 3, [2**31, 2**31, 1]], ids=str
+)
+def test_every_finite_float64_is_averaged_and_correctly_rounded(
+    tmp_path: Path, sizes: list[int]
+) -> None:
+    rows = np.array(HUGE).T
+
+    got = average(tmp_path, [{"w": torch.from_numpy(row.copy())} for row in rows], sizes)
+
+    for values, mean in zip(HUGE, got["w"].tolist(), strict=True):
+        off = abs(Fraction(mean) - exact_mean(values, sizes))
+        assert off <= Fraction(math.ulp(mean)) / 2, values
+
+
+def test_a_huge_number_changes_no_other_and_one_that_is_none_is_still_found(
+    tmp_path: Path,
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    rows = [torch.randn(500, generator=generator, dtype=torch.float64) for _ in range(3)]
+    rows[0][7] = SMALLEST
+    alone = average(tmp_path, [{"w": row} for row in rows], [3, 5, 2**31])["w"]
+    rows[0][100], rows[1][101] = 1e305, LARGEST
+
+    beside = average(tmp_path, [{"w": row} for row in rows], [3, 5, 2**31])["w"]
+
+    others = [index for index in range(500) if index not in (100, 101)]
+    assert torch.equal(alone[others].view(torch.int64), beside[others].view(torch.int64))
+    rows[2][102] = torch.inf
+    with pytest.raises(AggregationException, match="002 has NaN or infinity in 'w'"):
+        average(tmp_path, [{"w": row} for row in rows], [3, 5, 2**31])
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)

@@ -26,9 +26,11 @@ from fl_server_ai.notifications.transports import (
     https,
 )
 from fl_server_ai.services.notifications import notifications_deliver
+from fl_server_ai.services.trainings import training_clients_remove
 from fl_server_core.lifecycle import NotificationState, RoundPhase, TaskState, TrainingState, move
 from fl_server_core.models import Notification, Round, Task, TrainerEvent, User
 from fl_server_core.services.tokens import webhook_secret
+from fl_server_core.services.trainings import training_add_clients
 from tests.scenes import Scene, scene
 
 Behave = Callable[[BaseHTTPRequestHandler], None]
@@ -773,3 +775,22 @@ def test_no_pause_is_slept_through(endpoint: Endpoint, monkeypatch: pytest.Monke
     assert notifications_deliver() == 1
 
     assert slept == []
+
+
+@pytest.mark.django_db
+def test_who_is_removed_twice_hears_of_it_twice() -> None:
+    told = scene("ada", "grace", endpoint="https://site.example/hook")
+    ada, grace = told.sites["ada"], told.sites["grace"]
+
+    def change(act: Callable[..., None], *users: User) -> None:
+        act(training=told.training, user=told.actor, clients=[user.pk for user in users])
+
+    for _ in range(3):
+        change(training_clients_remove, ada)
+        change(training_clients_remove, ada)  # is out already: no news
+        change(training_add_clients, ada)
+    change(training_clients_remove, ada, grace)
+
+    rows = Notification.objects.filter(type="CLIENT_REMOVED")
+    assert (rows.filter(receiver=ada).count(), rows.filter(receiver=grace).count()) == (4, 1)
+    assert all("round" not in row.body and row.step < 0 for row in rows)

@@ -1,13 +1,17 @@
 """Trainings, users, lists and idempotency over HTTP."""
 
+import hashlib
+import json
+from itertools import permutations
 from typing import Any
 
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from fl_server_core.models import Training, User
-from tests.scenes import Scene, person, scene
+from fl_server_ai.services.models import model_upload
+from fl_server_core.models import IdempotencyKey, Training, User
+from tests.scenes import Scene, person, scene, staged
 
 pytestmark = pytest.mark.django_db
 REGISTRATION = {"username": "ada", "password": "a long pass phrase"}
@@ -48,10 +52,13 @@ def test_a_training_is_created_started_and_seen(login) -> None:
         ({"aggregation_method": "FedDC"}, 400, "BAD_OPTION"),
         ({"aggregation_method": "SCAFFOLD"}, 400, "NOT_AVAILABLE"),
         ({"aggregation_method": "nonsense"}, 400, "UNKNOWN_STRATEGY"),
-        ({"uncertainty_method": "SWAG"}, 400, "NOT_AVAILABLE"),
+        ({"uncertainty_method": "MC_DROPOUT"}, 400, "NOT_AVAILABLE"),
         ({"uncertainty_method": "nonsense"}, 400, "INVALID"),
         ({"options": {"daisy_chain_period": -2}}, 400, "BAD_OPTION"),
         ({"options": {"unknown": 2}}, 400, "BAD_OPTION"),
+        ({"options": {"round_deadline": 1e300}}, 400, "BAD_OPTION"),
+        ({"options": {"round_deadline": 31_536_001}}, 400, "BAD_OPTION"),
+        ({"options": {"min_updates": 100_001}}, 400, "BAD_OPTION"),
         ({"options": {"skip_model_tests": 1}}, 400, "BAD_OPTION"),
         ({"options": []}, 400, "INVALID"),
         ({"target_num_updates": 0}, 400, "INVALID"),
@@ -80,6 +87,20 @@ def test_a_bad_option_is_pointed_at(login) -> None:
 
     pointers = {error["pointer"] for error in response.json()["errors"]}
     assert pointers == {"/options/mu", "/options/tpyo"}
+
+
+def test_a_model_that_could_not_be_aggregated_is_refused_before_anybody_trains(login) -> None:
+    running = scene(started=False)
+    header = b'{"phase":{"dtype":"C64","shape":[2],"data_offsets":[0,16]}}'
+    data = len(header).to_bytes(8, "little") + header + bytes(16)
+    model = model_upload(
+        owner=running.actor, name="wave", description="", model_file=staged(data), sha256=None
+    )
+
+    response = login(running.actor).post("/api/trainings/", body(running, model_id=str(model.pk)))
+
+    assert (response.status_code, response.json()["code"]) == (422, "DTYPE_NOT_AGGREGATED")
+    assert response.json()["tensor"] == "phase"
 
 
 def test_a_missing_field_is_pointed_at(login) -> None:
@@ -115,6 +136,79 @@ def test_rounds_say_what_became_of_everybody(login) -> None:
     assert states == {
         str(running.sites["ada"].pk): "done", str(running.sites["grace"].pk): "open",
     }  # fmt: skip
+
+
+def test_what_a_site_says_about_its_work_is_not_for_other_sites(login) -> None:
+    running = scene("ada", "grace")
+    ada, task = login(running.sites["ada"]), running.task("ada")
+    ada.post(f"/api/tasks/{task.pk}/progress/", {"step": 1, "metrics": {"loss": 0.123}})
+    ada.post(
+        f"/api/tasks/{task.pk}/failure/",
+        {"code": "TRAIN_EXCEPTION", "text": "boom", "log_tail": "/data/Jane_Doe.dcm is missing"},
+    )
+    url = f"/api/trainings/{running.training.pk}/rounds/"
+    admin = person("root", is_superuser=True)
+
+    for viewer in (running.sites["ada"], running.actor, admin):
+        assert "Jane_Doe" in str(login(viewer).get(url).json())
+    rounds = login(running.sites["grace"]).get(url).json()
+    [part] = [part for part in rounds[0]["participation"] if part["user"] == str(task.user_id)]
+
+    assert (part["state"], part["failure"], part["progress"]) == ("failed", "TRAIN_EXCEPTION", None)
+
+
+def test_a_round_with_fewer_updates_than_asked_for_says_whose_are_missing_and_why(login) -> None:
+    running = scene("ada", "grace", "joan", skip_model_tests=True)
+    url = f"/api/trainings/{running.training.pk}/"
+    running.send("ada", 1.0)
+    login(running.sites["grace"]).post(
+        f"/api/tasks/{running.task('grace').pk}/failure/",
+        {"code": "TRAIN_EXCEPTION", "text": "Jane Doe"},
+    )
+    before = login(running.actor).get(url).json()["gaps"]
+    login(running.actor).delete(url + "clients/", {"clients": [str(running.sites["joan"].pk)]})
+    running.work()
+
+    [gap] = login(running.actor).get(url).json()["gaps"]
+    [seen_by_ada] = login(running.sites["ada"]).get(url).json()["gaps"]
+    first, _ = login(running.actor).get(url + "rounds/").json()
+
+    grace, joan = (str(running.sites[name].pk) for name in ("grace", "joan"))
+    assert before == []  # joan could still have sent hers
+    assert (gap["round"], gap["received"], gap["asked"]) == (0, 1, 3)
+    assert (first["received"], first["asked"]) == (1, 3)
+    assert gap["text"] in {
+        f"round 0: 1 of 3 sites ({', '.join(who)})"
+        for who in permutations(["grace failed: TRAIN_EXCEPTION", "joan cancelled: REMOVED"])
+    }
+    assert {m["user"]: m["code"] for m in gap["missing"]} == {
+        grace: "TRAIN_EXCEPTION", joan: "REMOVED",
+    }  # fmt: skip
+    assert [m["name"] for m in seen_by_ada["missing"]] == ["", ""]
+    assert "grace" not in seen_by_ada["text"]
+
+
+def test_a_training_in_which_everybody_answers_has_no_gaps(login) -> None:
+    running = scene(skip_model_tests=True)
+    for _ in range(2):
+        running.send("ada", 1.0)
+        running.send("grace", 2.0)
+        running.work()
+
+    found = login(running.actor).get(f"/api/trainings/{running.training.pk}/").json()
+
+    assert (found["state"], found["gaps"]) == ("C", [])
+
+
+def test_a_failure_whose_code_is_a_sentence_is_hidden_whole(login) -> None:
+    running = scene("ada", "grace")
+    url = f"/api/trainings/{running.training.pk}/rounds/"
+
+    login(running.sites["ada"]).post(
+        f"/api/tasks/{running.task('ada').pk}/failure/", {"code": "Jane Doe is missing"}
+    )
+
+    assert "Jane" not in str(login(running.sites["grace"]).get(url).json())
 
 
 def test_a_running_training_is_not_deleted_and_its_model_neither(login) -> None:
@@ -184,6 +278,31 @@ def test_the_same_idempotency_key_creates_once(login) -> None:
     assert first.json() == again.json()
     assert (mismatch.status_code, mismatch.json()["code"]) == (409, "IDEMPOTENCY_MISMATCH")
     assert Training.objects.count() == 2
+
+
+def test_a_remembered_request_does_not_give_away_its_password(login, settings) -> None:
+    settings.FL_OPEN_REGISTRATION = True
+    guess = hashlib.sha256(json.dumps(REGISTRATION, sort_keys=True).encode()).hexdigest()
+
+    login(None).post("/api/users/", REGISTRATION, HTTP_IDEMPOTENCY_KEY="k")
+    row = IdempotencyKey.objects.get()
+    settings.SECRET_KEY = "another server's"
+    User.objects.all().delete()
+    login(None).post("/api/users/", REGISTRATION, HTTP_IDEMPOTENCY_KEY="other")
+
+    assert row.body_digest != guess
+    assert len({row.body_digest, IdempotencyKey.objects.get(key="other").body_digest}) == 2
+    assert "password" not in str(row.answer)
+
+
+def test_a_key_still_works_while_the_servers_secret_is_rotated(login, settings) -> None:
+    running = scene(started=False)
+    client, one = login(running.actor), body(running)
+    first = client.post("/api/trainings/", one, HTTP_IDEMPOTENCY_KEY="k").json()
+
+    settings.SECRET_KEY, settings.SECRET_KEY_FALLBACKS = "new", [settings.SECRET_KEY]
+
+    assert client.post("/api/trainings/", one, HTTP_IDEMPOTENCY_KEY="k").json() == first
 
 
 def test_a_refused_request_does_not_use_up_its_key(login) -> None:
@@ -290,8 +409,19 @@ def test_who_makes_a_group_is_in_it_and_others_do_not_see_it(login) -> None:
     assert ada.get("/api/groups/").json() == [group]
     assert login(person("eve")).get(f"/api/groups/{group['id']}/").status_code == 404
     assert ada.post("/api/groups/", {"name": "cardiology"}).json()["code"] == "NAME_TAKEN"
-    assert ada.patch(f"/api/groups/{group['id']}/", {"name": "x"}).json()["name"] == "x"
-    assert ada.delete(f"/api/groups/{group['id']}/").status_code == 204
+
+
+def test_only_an_admin_renames_or_deletes_a_group(login) -> None:
+    ada, admin = login(person("ada")), login(person("root", is_superuser=True))
+    group = ada.post("/api/groups/", {"name": "cardiology"}).json()
+    url = f"/api/groups/{group['id']}/"
+
+    refused = [ada.put(url, {"name": "x"}), ada.patch(url, {"name": "x"}), ada.delete(url)]
+
+    assert {(r.status_code, r.json()["code"]) for r in refused} == {(403, "ADMIN_ONLY")}
+    assert ada.get(url).json() == group
+    assert admin.patch(url, {"name": "x"}).json()["name"] == "x"
+    assert admin.delete(url).status_code == 204
 
 
 def test_the_catalogue_of_strategies_has_their_options(login) -> None:

@@ -43,6 +43,7 @@ def test_a_round_is_trained_then_evaluated_then_done(
         "metric_values": ["0.5"],
     }
     assert server.metrics[0].form == {
+        "round": ["1"],
         "sample_size": ["11"],
         "metric_names": ["accuracy"],
         "metric_values": ["0.25"],
@@ -188,9 +189,123 @@ def test_an_exception_in_the_sites_code_is_reported_and_the_next_task_taken(
     run(Clumsy(), server, tmp_path)
 
     assert server.failures[0]["code"] == "TRAIN_EXCEPTION"
-    assert server.failures[0]["text"] == "ZeroDivisionError: no patients"
-    assert server.failures[0]["log_tail"].endswith(" fit")
+    assert server.failures[0]["text"] == "ZeroDivisionError"
     assert len(server.updates) == 1
+
+
+class Leaky(Site):
+    """Its exceptions quote a patient."""
+
+    def fit(self, weights: dict[str, Any], config: dict[str, Any], context: Context) -> Any:
+        raise KeyError("Jane Doe")
+
+    def evaluate(self, weights: dict[str, Any], config: dict[str, Any], context: Context) -> Any:
+        return self.fit(weights, config, context)
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_of_an_exception_only_its_type_leaves_the_site_but_the_log_there_has_all(
+    server: FakeServer, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.add_task(kind)
+
+    run(Leaky(), server, tmp_path)
+
+    assert server.failures == [{"code": "TRAIN_EXCEPTION", "text": "KeyError", "log_tail": ""}]
+    assert "Jane Doe" in caplog.text
+    assert not any(b"Jane" in asked.body or b".py" in asked.body for asked in server.asked)
+
+
+@pytest.mark.parametrize(
+    ("report_errors", "text", "tail"),
+    [("text", "KeyError: 'Jane Doe'", ""), ("traceback", "KeyError: 'Jane Doe'", " fit")],
+)
+def test_a_site_may_choose_to_say_more(
+    server: FakeServer, tmp_path: Path, report_errors: str, text: str, tail: str
+) -> None:
+    server.add_task()
+
+    run(Leaky(), server, tmp_path, report_errors=report_errors)
+
+    assert server.failures[0]["text"] == text
+    assert server.failures[0]["log_tail"].endswith(tail)
+    assert bool(server.failures[0]["log_tail"]) == (report_errors == "traceback")
+
+
+def test_a_site_may_describe_its_own_failures(server: FakeServer, tmp_path: Path) -> None:
+    class Describing(Leaky):
+        def describe_failure(self, error: Exception) -> tuple[str, str] | None:
+            return ("a record is incomplete", "") if isinstance(error, KeyError) else None
+
+    server.add_task()
+
+    run(Describing(), server, tmp_path)
+
+    assert server.failures[0]["text"] == "a record is incomplete"
+
+
+def test_an_unknown_way_to_report_errors_is_refused_before_anything_is_sent(
+    server: FakeServer, site: Site, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="traceback"):
+        run(site, server, tmp_path, report_errors="everything")
+
+    assert server.asked == []
+
+
+def test_a_client_without_evaluate_declines_in_one_line(
+    server: FakeServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class TrainsOnly(fl_client.Client):
+        pass
+
+    server.add_task("evaluate")
+
+    run(TrainsOnly(), server, tmp_path)
+
+    assert server.failures[0]["code"] == "EVALUATE_NOT_IMPLEMENTED"
+    assert server.seen("/api/models/m/") == []
+    assert "Traceback" not in caplog.text
+
+
+def test_the_log_says_who_waits_where_and_for_what_whenever_that_changes(
+    server: FakeServer, site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "fl.client")
+    server.routes["GET", "/api/users/myself/"] = lambda asked: Reply(body={"username": "ward7"})
+    server.faults["/api/tasks/"] = [
+        Reply(body={"state": "wait", "retry_after": 0.0, "reason": reason})
+        for reason in ("no training yet", "no training yet", "others are training")
+    ]
+
+    run(site, server, tmp_path)
+
+    assert caplog.messages == [
+        f"ward7 at {server.url}/api/: asking for tasks",
+        "waiting: no training yet",
+        "waiting: others are training",
+    ]
+
+
+def test_a_plain_script_shows_what_it_does(server: FakeServer, tmp_path: Path) -> None:
+    server.add_task()
+    argv = [sys.executable, "-c", AGENT, server.url, str(tmp_path / "log"), str(tmp_path / "w")]
+
+    done = subprocess.run(
+        argv, cwd=Path(__file__).parents[2], check=True, timeout=30, capture_output=True, text=True
+    )
+
+    assert f"INFO an account at {server.url}/api/: asking for tasks\n" in done.stderr
+    assert "INFO round 0: train uploaded\n" in done.stderr
+
+
+def test_an_account_that_is_no_client_ends_with_a_next_step(
+    server: FakeServer, site: Site, tmp_path: Path
+) -> None:
+    server.faults["/api/tasks/"] = [refusal(403, "NOT_A_CLIENT")]
+
+    with pytest.raises(fl_client.NotPermitted, match="Next step: ask the server's admin to reg"):
+        run(site, server, tmp_path)
 
 
 @pytest.mark.parametrize(

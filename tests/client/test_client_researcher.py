@@ -154,6 +154,22 @@ def test_waiting_for_a_training_that_fails_raises_its_reason(
         fl.trainings.get("t").wait()
 
 
+def test_a_round_with_fewer_updates_than_asked_for_is_told_once(
+    fl: Connection, server: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = ({"round": n, "text": f"round {n}: 1 of 2 sites (bob failed)"} for n in (0, 2))
+    states(
+        server,
+        {"state": "O", "round": 1, "gaps": [first]},
+        {"state": "O", "round": 2, "gaps": [first]},
+        {"state": "C", "round": 3, "gaps": [first, second]},
+    )
+
+    fl.trainings.get("t").wait(timeout=20)
+
+    assert caplog.messages == [first["text"], second["text"]]
+
+
 def test_waiting_ends_with_the_timeout(fl: Connection, server: FakeServer) -> None:
     states(server, {"state": "O", "round": 0})
 

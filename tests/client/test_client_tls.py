@@ -128,3 +128,46 @@ def test_the_right_ca_is_enough(
 def test_a_ca_with_plain_http_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="plain http"):
         fl_client.connect("http://127.0.0.1:1", token="key", ca=pem(trustme.CA(), tmp_path))
+
+
+def test_https_at_a_plain_server_ends_with_a_next_step(server: FakeServer, tmp_path: Path) -> None:
+    https = server.url.replace("http:", "https:")
+
+    with pytest.raises(ConnectionFailed, match="Next step: use http://") as refused:
+        fl_client.run(fl_client.Client(), url=https, token="key", workdir=tmp_path)
+
+    assert refused.value.code == "NOT_TLS"
+
+
+def test_plain_http_at_a_tls_server_ends_with_a_next_step(
+    tls: ssl.SSLContext, tmp_path: Path
+) -> None:
+    with FakeServer(tls=tls) as server:
+        with pytest.raises(ConnectionFailed, match="Next step: use https://") as refused:
+            fl_client.run(fl_client.Client(), url=server.url, token="key", workdir=tmp_path)
+
+        assert refused.value.code == "NEEDS_TLS"
+        assert server.asked == []
+
+
+def test_a_proxy_that_wants_https_is_understood(server: FakeServer) -> None:
+    said = b"<h1>400 Bad Request</h1>The plain HTTP request was sent to HTTPS port"
+    server.faults["/api/trainings/"] = [Reply(400, said)]
+
+    with (
+        fl_client.connect(server.url, token="key") as fl,
+        pytest.raises(ConnectionFailed, match="Next step: use https://"),
+    ):
+        fl.trainings.list()
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"], ids=["missing", "not PEM"])
+def test_a_ca_file_that_is_none_is_named(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "server.pem"
+    if content is not None:
+        path.write_text(content)
+
+    with pytest.raises(ConnectionFailed, match=r"server\.pem(.|\n)*Next step") as refused:
+        fl_client.connect("https://127.0.0.1:1", token="key", ca=path)
+
+    assert refused.value.code == "CA_FILE"

@@ -41,7 +41,7 @@ def test_the_reference_is_made_of_what_the_code_says(tmp_path: Path) -> None:
     assert "| `FL_SECRET_KEY` | (production: required) |" in page("settings.md")
     assert {f"## {name}" for name in STRATEGIES} <= set(page("strategies.md").splitlines())
     assert "| `NON_FINITE` | 422 |" in page("errors.md")
-    assert "| `min_updates` | integer, ≥ 1 | `1` |" in page("trainer-options.md")
+    assert "| `min_updates` | integer, ≥ 1, ≤ 100000 | `1` |" in page("trainer-options.md")
     for included in PAGES:
         for name in re.findall(
             r"^```{include} _generated/(\S+)", included.read_text(), re.MULTILINE

@@ -7,6 +7,7 @@ import signal
 import socket
 import sqlite3
 import ssl
+import struct
 import sys
 import threading
 import time
@@ -77,6 +78,29 @@ def test_three_sites_train_three_rounds_to_the_exact_average(embedded: Embedded)
             np.testing.assert_array_equal(cohort.weights()[name], array)
         assert [site.rounds for site in cohort.sites] == [[0, 1, 2]] * 3
         assert server.stop() == 0
+
+
+@pytest.mark.parametrize("how", ["reset", "closed"])
+def test_an_upload_that_breaks_off_leaves_nothing_behind(embedded: Embedded, how: str) -> None:
+    staging = embedded.data / "staging"
+    head = b'--B\r\nContent-Disposition: form-data; name="model_file"; filename="w"\r\n\r\n'
+    linger = struct.pack("ii", 1, 0)  # closing sends a reset
+
+    with embedded.serving() as server:
+        actor = {"username": "actor", "password": "a long pass phrase", "actor": True}
+        token = httpx.post(f"{embedded.base}/api/users/", json=actor).json()["token"]
+        with socket.create_connection(("127.0.0.1", embedded.port)) as connection:
+            connection.sendall(
+                b"POST /api/models/ HTTP/1.1\r\nHost: localhost\r\n"
+                b"Content-Type: multipart/form-data; boundary=B\r\nContent-Length: 90000000\r\n"
+                b"Authorization: Token " + token.encode() + b"\r\n\r\n" + head + b"z" * 10**7
+            )
+            until(lambda: [*staging.glob("*.upload")], "the upload")
+            if how == "reset":
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+        until(lambda: not [*staging.glob("*.upload")], "the end of the upload", seconds=10)
+        assert "Traceback" not in server.log
 
 
 def test_the_web_process_never_loads_torch(embedded: Embedded) -> None:

@@ -55,6 +55,7 @@ class Command(BaseCommand):
         settings.ALLOWED_HOSTS.append(f"[{host}]" if ":" in host else host)
         tls = certificates(settings.FL_DATA_DIR / "tls", host) if options["self_signed"] else None
         settings.SESSION_COOKIE_SECURE = settings.CSRF_COOKIE_SECURE = tls is not None
+        settings.FL_WEB_THREADS = options["threads"]
         self._serve(host, port, options["threads"], tls, stop)
         lock.release()
         self.stdout.write("Stopped.")

@@ -8,6 +8,8 @@ from fl_server_ai.services.training_options import TrainerOptions
 from fl_server_ai.trainer.events.base import ModelTrainerEvent
 from fl_server_ai.trainer.publishing import aggregate_round
 from fl_server_core.lifecycle import RoundPhase, move
+from fl_server_core.models import Round, Training
+from fl_server_core.models.trainings import UncertaintyMethod
 
 log = logging.getLogger("fl.server")
 TEST, ROUND, FINISH = "test_round", "start_round", "finish"
@@ -30,6 +32,14 @@ def follow_up(options: TrainerOptions, *, round: int, target: int) -> str:
     return FINISH if at_target else ROUND
 
 
+def swag_due(training: Training, options: TrainerOptions) -> bool:
+    """Whether moments are asked for after the aggregation that has just been published."""
+    if training.uncertainty_method != UncertaintyMethod.SWAG:
+        return False
+    every, number = options.swag_rounds, training.model.round
+    return number >= training.target_num_updates or (every > 0 and number % every == 0)
+
+
 class TrainingRoundFinished(ModelTrainerEvent):
     """The round's sample is complete, or its deadline passed with enough updates."""
 
@@ -44,10 +54,17 @@ class TrainingRoundFinished(ModelTrainerEvent):
             aggregate_round(self.training, round, self.trainer.options, self.trainer.work)
 
     def next(self) -> None:
-        """Test, open the next round or finish, as the table of `follow_up` says."""
+        """A SWAG round where one is due; else test, open the next round or finish."""
         round = self.trainer.round
         if round is None or round.phase != RoundPhase.AGGREGATING or not round.result_version_id:
             return
+        if swag_due(self.training, self.trainer.options):
+            self.trainer.start_swag_round()
+        else:
+            self.follow(round)
+
+    def follow(self, round: Round) -> None:
+        """What the table of `follow_up` says."""
         step = follow_up(
             self.trainer.options,
             round=self.training.model.round,

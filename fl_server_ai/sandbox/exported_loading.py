@@ -1,0 +1,120 @@
+"""A `torch.export` archive in the child: rebuilt from the entries that are plain, then loaded and switched by its graph.
+
+The rebuilt archive has torch's own empty sample inputs in place of the pickled ones, and neither metadata nor
+`guards_code`, which torch would execute. `exported.py` has checked the rest.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import torch
+import torch._export.serde.serialize
+import torch.export.passes
+import torch.export.pt2_archive._package
+from torch import Tensor
+
+from fl_server_ai.sandbox.exported import CONFIGS, MODEL, NUMBERS, PLAIN
+from fl_server_ai.sandbox.loading import Versions
+
+_DROPOUT = """aten::dropout aten::dropout_ aten::alpha_dropout aten::alpha_dropout_ aten::feature_dropout
+    aten::feature_dropout_ aten::feature_alpha_dropout aten::feature_alpha_dropout_
+    aten::native_dropout"""
+DROPOUT = frozenset(_DROPOUT.split())
+BATCH_NORM = frozenset({"aten::batch_norm"})
+OTHER_NORMS = frozenset({"aten::_native_batch_norm_legit_no_training", "aten::native_batch_norm"})
+SAMPLE_INPUTS = "data/sample_inputs/model.pt"
+
+
+class ExportedModel(Versions):
+    """A graph whose dropout and BatchNorm operators have their mode as an argument."""
+
+    def __init__(self, module: torch.fx.GraphModule) -> None:
+        self.module = module
+        self._switch(DROPOUT, {"train": False, "training": False})
+        self._switch(BATCH_NORM, {"training": False})
+        state: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+        super().__init__(state | dict(module.named_buffers(remove_duplicate=False)))
+
+    def run(self, inputs: tuple[Tensor, ...]) -> Any:
+        return self.module(*inputs)
+
+    def dropout(self, *, on: bool) -> int:
+        return self._switch(DROPOUT, {"train": on, "training": on})
+
+    def norms(self, *, on: bool) -> list[tuple[Tensor, Tensor]] | None:
+        if list(self._nodes(OTHER_NORMS)):
+            return None
+        self._switch(BATCH_NORM, {"training": on, "momentum": 1.0})
+        tensors = self.state()
+        found = []
+        for _, node in self._nodes(BATCH_NORM):
+            mean, variance = node.args[3:5]
+            if mean is not None:
+                found.append((tensors[mean.target], tensors[variance.target]))
+        return found
+
+    def read(self) -> list[float]:
+        return [1.0 for _, node in self._nodes(BATCH_NORM) if node.args[3] is not None]
+
+    def _nodes(self, names: frozenset[str]) -> Iterator[tuple[Any, Any]]:
+        for part in self.module.modules():
+            if isinstance(part, torch.fx.GraphModule):
+                for node in part.graph.nodes:
+                    if (
+                        isinstance(node.target, torch._ops.OpOverload)
+                        and node.target._schema.name in names
+                    ):
+                        yield part, node
+
+    def _switch(self, names: frozenset[str], values: dict[str, Any]) -> int:
+        """Set arguments of the operators with these names; how many there are."""
+        count = 0
+        for part, node in self._nodes(names):
+            count += 1
+            arguments, keywords = list(node.args), dict(node.kwargs)
+            for index, argument in enumerate(node.target._schema.arguments):
+                if argument.name in values:
+                    if index < len(arguments):
+                        arguments[index] = values[argument.name]
+                    else:
+                        keywords[argument.name] = values[argument.name]
+            if (tuple(arguments), keywords) != (node.args, node.kwargs):
+                node.args, node.kwargs = tuple(arguments), keywords
+                part.recompile()
+        return count
+
+
+def load_exported(file: BinaryIO, device: str) -> ExportedModel:
+    """The program that the archive holds, without anything in it that is pickled or executed."""
+    program = torch.export.load(_rebuilt(file))
+    if device != "cpu":
+        program = torch.export.passes.move_to_device_pass(program, device)
+    module: Any = program.module(check_guards=False)
+    return ExportedModel(module)
+
+
+def _rebuilt(file: BinaryIO) -> io.BytesIO:
+    rebuilt = io.BytesIO()
+    nothing = io.BytesIO()
+    torch.save(((), {}), nothing)
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(rebuilt, "w") as new:
+        for name in old.namelist():
+            folder, _, entry = name.partition("/")
+            if entry == MODEL:
+                new.writestr(name, json.dumps(_plain(json.loads(old.read(name)))))
+            elif entry in PLAIN or entry in CONFIGS or NUMBERS.fullmatch(entry):
+                new.writestr(name, old.read(name))
+        new.writestr(f"{folder}/{SAMPLE_INPUTS}", nothing.getvalue())
+    rebuilt.seek(0)
+    return rebuilt
+
+
+def _plain(value: Any) -> Any:
+    """Without metadata and guards."""
+    if isinstance(value, dict):
+        emptied: dict[str, Any] = {"metadata": {}, "guards_code": []}
+        return {key: emptied[key] if key in emptied else _plain(v) for key, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,83 @@
+"""Rounds that got fewer updates than they asked for, and why each missing one is missing."""
+
+import re
+import uuid
+from collections import defaultdict
+from dataclasses import dataclass
+
+from django.db.models import Count, Q
+
+from fl_server_core.lifecycle import OPEN_PHASES, TaskKind, TaskState
+from fl_server_core.models import Task, Training, User
+from fl_server_core.selectors.visibility import users_visible_to
+
+CODE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+ROUNDS_TOLD, MISSING_TOLD = 100, 20
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A participant whose update is not in. `name` is empty where one may not know it."""
+
+    user: uuid.UUID
+    name: str
+    state: str
+    code: str
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A round that went on, or failed, with fewer updates than it asked for; 20 are named at most."""
+
+    round: int
+    received: int
+    asked: int
+    missing: list[Missing]
+
+    @property
+    def text(self) -> str:
+        """Like "round 2: 1 of 2 sites (bob failed: TRAIN_EXCEPTION)"."""
+        who = [f"{m.name or m.user} {m.state}: {m.code}".rstrip(": ") for m in self.missing]
+        if more := self.asked - self.received - len(who):
+            who.append(f"and {more} more")
+        return f"round {self.round}: {self.received} of {self.asked} sites ({', '.join(who)})"
+
+
+def failure_code(failure: str) -> str:
+    """The code of "CODE: text"; what a site says after it is not for everybody."""
+    code = failure.partition(":")[0]
+    return code if CODE.fullmatch(code) else ""
+
+
+def gaps(*, training: Training, visible_to: User) -> list[Gap]:
+    """The newest 100 of them, oldest first; rounds that still collect are none yet."""
+    asked = Q(tasks__kind=TaskKind.TRAIN)
+    rounds = list(
+        training.rounds.exclude(phase__in=OPEN_PHASES)
+        .annotate(
+            asked=Count("tasks", filter=asked),
+            received=Count("tasks", filter=asked & Q(tasks__state=TaskState.DONE)),
+            missing=Count("tasks", filter=asked & ~Q(tasks__state=TaskState.DONE)),
+        )
+        .filter(missing__gt=0)
+        .order_by("-number")[:ROUNDS_TOLD]
+    )
+    tasks: dict[int, list[Task]] = defaultdict(list)
+    absent = Task.objects.filter(round__in=[r.pk for r in rounds], kind=TaskKind.TRAIN)
+    for task in absent.exclude(state=TaskState.DONE).order_by("created_at", "id"):
+        if len(tasks[task.round_id]) < MISSING_TOLD:
+            tasks[task.round_id].append(task)
+    ids = {task.user_id for found in tasks.values() for task in found}
+    names = dict(users_visible_to(visible_to).filter(pk__in=ids).values_list("pk", "username"))
+    return [
+        Gap(
+            round=round.number,
+            received=round.received,
+            asked=round.asked,
+            missing=[
+                Missing(t.user_id, names.get(t.user_id, ""), t.state, failure_code(t.failure))
+                for t in tasks[round.pk]
+            ],
+        )
+        for round in reversed(rounds)
+    ]

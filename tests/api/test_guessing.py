@@ -1,0 +1,114 @@
+"""Guessing at passwords is stopped, and costs the guesser nothing but his time."""
+
+import base64
+from typing import Any
+
+import pytest
+import redis
+from django.core.cache import caches
+from rest_framework.test import APIClient
+
+from fl_server_api.guessing import GUESSES, SECONDS
+from fl_server_core.models import User
+from fl_server_core.services.tokens import token_issue
+from fl_server_core.services.users import user_register
+
+pytestmark = pytest.mark.django_db
+RIGHT = "a long pass phrase"
+
+
+@pytest.fixture(autouse=True)
+def counting(settings) -> None:
+    settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+    caches["default"].clear()
+
+
+@pytest.fixture
+def bob() -> User:
+    return user_register(username="bob", password=RIGHT)
+
+
+def ask(password: str, name: str = "bob", **headers: Any) -> Any:
+    said = base64.b64encode(f"{name}:{password}".encode()).decode()
+    return APIClient().get("/api/users/myself/", HTTP_AUTHORIZATION=f"Basic {said}", **headers)
+
+
+def test_after_ten_wrong_passwords_nobody_is_asked_for_a_while(bob, monkeypatch) -> None:
+    codes = {ask(f"guess {number}").status_code for number in range(GUESSES)}
+
+    def hashed(*_: Any, **__: Any) -> None:
+        raise AssertionError("a password was hashed")
+
+    monkeypatch.setattr("fl_server_api.auth.authenticate", hashed)
+    refused = ask(RIGHT)
+
+    assert codes == {401}
+    assert (refused.status_code, refused.json()["code"]) == (429, "THROTTLED")
+    assert SECONDS - 60 < int(refused["Retry-After"]) <= SECONDS
+
+
+def test_others_and_those_elsewhere_are_still_asked(bob) -> None:
+    user_register(username="eve", password=RIGHT)
+    for _ in range(GUESSES):
+        ask("guess")
+
+    assert ask(RIGHT).status_code == 429
+    assert ask(RIGHT, name="eve").status_code == 200
+    assert ask(RIGHT, REMOTE_ADDR="192.0.2.7").status_code == 200
+
+
+def test_the_right_password_forgets_the_wrong_ones(bob) -> None:
+    for _ in range(2):
+        for _ in range(GUESSES - 1):
+            assert ask("guess").status_code == 401
+        assert ask(RIGHT).status_code == 200
+
+
+def test_names_that_nobody_has_are_counted_too() -> None:
+    for _ in range(GUESSES):
+        assert ask("guess", name="nobody").status_code == 401
+
+    assert ask("guess", name="nobody").status_code == 429
+
+
+def test_tokens_are_not_counted(bob) -> None:
+    key = token_issue(user=bob)
+    for _ in range(GUESSES):
+        ask("guess")
+
+    assert ask("", name=key).status_code == 200
+
+
+def test_behind_a_proxy_it_is_the_address_that_the_proxy_saw(bob, settings) -> None:
+    settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    for number in range(GUESSES):  # what the guesser writes himself does not help
+        ask("guess", HTTP_X_FORWARDED_FOR=f"10.0.0.{number}, 192.0.2.7")
+
+    assert ask(RIGHT, HTTP_X_FORWARDED_FOR="192.0.2.7").status_code == 429
+    assert ask(RIGHT, HTTP_X_FORWARDED_FOR="192.0.2.8").status_code == 200
+
+
+def test_without_the_cache_people_still_log_in(bob, monkeypatch) -> None:
+    def away(*_: Any, **__: Any) -> None:
+        raise redis.ConnectionError("no Redis")
+
+    for name in ("get_many", "add", "delete"):
+        monkeypatch.setattr(type(caches["default"]), name, away)
+
+    assert ask("guess").status_code == 401
+    assert ask(RIGHT).status_code == 200
+
+
+def test_all_processes_share_one_count(bob, settings, redis_url) -> None:
+    settings.CACHES = {
+        "default": {
+            "BACKEND": "django.core.cache.backends.redis.RedisCache",
+            "LOCATION": redis_url,
+        }
+    }
+    for _ in range(GUESSES):
+        assert ask("guess").status_code == 401
+
+    refused = ask(RIGHT)
+    assert refused.status_code == 429
+    assert SECONDS - 60 < int(refused["Retry-After"]) <= SECONDS
