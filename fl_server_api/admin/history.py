@@ -14,6 +14,7 @@ from fl_server_core.models import (
     Metric,
     Notification,
     Round,
+    SwagMoments,
     Task,
     TrainerEvent,
 )
@@ -120,6 +121,35 @@ class LocalModelAdmin(HistoryAdmin[LocalModel]):
     @admin.display(description="size", ordering="size")
     def readable_size(self, update: LocalModel) -> str:
         return bytes_text(update.size)
+
+
+@admin.register(SwagMoments)
+class SwagMomentsAdmin(HistoryAdmin[SwagMoments]):
+    list_display = ("owner", "model_name", "round_number", "sample_size", "created_at")
+    list_filter = ("created_at",)
+    list_select_related = ("owner", "round", "training__model")
+    search_fields = ("owner__username", "training__model__name", "=training__id", "=id", "digest")
+    ordering = ("-created_at",)
+    date_hierarchy = "created_at"
+    fields = (
+        "training",
+        "round",
+        "owner",
+        "sample_size",
+        "first",
+        "second",
+        "digest",
+        "created_at",
+        "id",
+    )
+
+    @admin.display(description="training", ordering="training__model__name")
+    def model_name(self, moments: SwagMoments) -> str:
+        return moments.training.model.name
+
+    @admin.display(description="round", ordering="round__number")
+    def round_number(self, moments: SwagMoments) -> int:
+        return moments.round.number
 
 
 class MeasuredBy(admin.SimpleListFilter):

@@ -31,6 +31,7 @@ from fl_server_core.models import (
     Notification,
     Participant,
     Round,
+    SwagMoments,
     Task,
     TrainerEvent,
     Training,
@@ -53,6 +54,7 @@ HISTORY: list[type[Model]] = [
     Notification,
     IdempotencyKey,
     Participant,
+    SwagMoments,
 ]
 OURS: list[type[Model]] = [*HISTORY, User, ApiToken, GlobalModel, Training]
 EVERY: list[type[Model]] = [*OURS, Group]
@@ -124,6 +126,19 @@ def row(kind: type[Model], index: int) -> Model:
             digest=stored.digest,
             size=stored.size,
             blob=stored,
+        )
+    if kind is SwagMoments:
+        pair = [blob(index), blob(index + 500)]
+        for stored in pair:
+            stored.save()
+        return SwagMoments.objects.create(
+            training=training,
+            round=round,
+            owner=user,
+            sample_size=7,
+            first=pair[0],
+            second=pair[1],
+            digest=f"{pair[0].digest}.{pair[1].digest}",
         )
     if kind is Metric:
         return Metric.objects.create(

@@ -302,7 +302,8 @@ def test_a_plain_script_shows_what_it_does(server: FakeServer, tmp_path: Path) -
 def test_an_account_that_is_no_client_ends_with_a_next_step(
     server: FakeServer, site: Site, tmp_path: Path
 ) -> None:
-    server.faults["/api/tasks/"] = [refusal(403, "NOT_A_CLIENT")]
+    wait = {"state": "wait", "retry_after": 30.0, "reason": "no client", "code": "NOT_A_CLIENT"}
+    server.faults["/api/tasks/"] = [Reply(body=wait)]
 
     with pytest.raises(fl_client.NotPermitted, match="Next step: ask the server's admin to reg"):
         run(site, server, tmp_path)
