@@ -21,6 +21,7 @@ OWNER = {"actor", "admin"}
 # For each route and method that exists: who gets past authentication, visibility and permission.
 # What the body then deserves (400, 409, 415) is not asked here.
 ALLOWED: dict[str, dict[str, set[str]]] = {
+    "": {"get": OPEN},
     "users/": {"get": ALL, "post": {"admin"}},
     "users/myself/": {"get": ALL},
     "users/myself/tokens/": {"get": ALL, "post": ALL},
@@ -36,7 +37,7 @@ ALLOWED: dict[str, dict[str, set[str]]] = {
     "models/<str:pk>/metadata/": {"get": INSIDE},
     "models/<str:pk>/metrics/": {"get": INSIDE, "post": INSIDE},
     "models/<str:pk>/preprocessing/": {"post": INSIDE},
-    "models/<str:pk>/swag/": {"post": INSIDE},
+    "models/<str:pk>/swag/": {"get": INSIDE, "post": INSIDE},
     "trainings/": {"get": ALL, "post": ALL},
     "trainings/<str:pk>/": {"get": INSIDE, "delete": OWNER},
     "trainings/<str:pk>/clients/": {"put": INSIDE, "delete": INSIDE},

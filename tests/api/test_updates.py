@@ -276,7 +276,7 @@ def test_preprocessing_is_kept_as_it_came(login) -> None:
     assert download(client, path)[1] == data
 
 
-@pytest.mark.parametrize("type", ["SWAG", "MEAN"])
+@pytest.mark.parametrize("type", ["MEAN"])
 def test_kinds_of_model_that_come_later_are_refused(login, type: str) -> None:
     response = upload(login, person("actor", actor=True), save(weights()), type=type)
 
