@@ -70,6 +70,6 @@ fix: venv ## format, and repair what can be repaired
 	$(PY) -m ruff format .
 
 clean: ## remove what was built or cached; data stays
-	rm -rf .venv build dist docs/_build docs/reference/_generated
+	rm -rf .venv build dist fl_client/build fl_client/*.egg-info docs/_build docs/reference/_generated
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,6 +13,7 @@ from fl_client.errors import (
     NEVER_HEALS,
     ConnectionFailed,
     FLError,
+    NotPermitted,
     ServerError,
     Throttled,
     is_settled,
@@ -172,6 +173,8 @@ class Agent:
             "GET", "tasks/", params={"wait": wait}, attempts=1, read_timeout=wait + 35.0
         )
         reason = str(answer.get("reason") or "")
+        if answer.get("code") == "NOT_A_CLIENT":
+            raise NotPermitted(0, "NOT_A_CLIENT", reason)
         if answer["state"] == "wait" and reason != self._waiting:
             log.info("waiting: %s", reason)
         self._waiting = reason

@@ -10,9 +10,13 @@ from celery.signals import setup_logging, worker_process_init
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "fl_server.settings.production")  # noqa: TID251
 app = Celery("fl_server")
 app.config_from_object("django.conf:settings", namespace="CELERY")
-app.autodiscover_tasks(["fl_server_ai.trainer"])
+app.autodiscover_tasks(["fl_server_ai.trainer", "fl_server_ai.inference"])
 app.set_default()  # "current" holds for this thread only, and the web has hundreds
 log = logging.getLogger("fl.celery")
+WARM = {
+    "aggregation": "fl_server_ai.trainer.working",
+    "inference": "fl_server_ai.inference.working",
+}
 
 
 @setup_logging.connect
@@ -23,6 +27,7 @@ def _keep_logging(**_: object) -> None:
 @worker_process_init.connect
 def _warm_up(**_: object) -> None:
     """Import torch where it works, after the fork: its threads and CUDA don't survive one."""
-    if "aggregation" in app.amqp.queues.consume_from:
-        importlib.import_module("fl_server_ai.trainer.working")
-        log.info("ready for aggregation")
+    for queue, module in WARM.items():
+        if queue in app.amqp.queues.consume_from:
+            importlib.import_module(module)
+            log.info("ready for %s", queue)

@@ -14,6 +14,7 @@ from kombu.exceptions import KombuError
 log = logging.getLogger("fl.server")
 PROCESS = "fl_server_ai.trainer.tasks.process_trainer_task"
 DELIVER = "fl_server_ai.trainer.tasks.deliver_notifications"
+INFERENCE = "fl_server_ai.inference.tasks.run_inference"
 Sender = Callable[[str, list[int]], None]
 
 
@@ -45,3 +46,8 @@ def dispatch_event(event_id: int) -> None:
 def dispatch_notifications() -> None:
     """Hint, once the transaction has committed, that messages wait to be delivered."""
     transaction.on_commit(lambda: _senders[settings.FL_EXECUTOR](DELIVER, []), robust=True)
+
+
+def dispatch_inference(job_id: int) -> None:
+    """Hint, once the transaction has committed, that this question to a model waits."""
+    transaction.on_commit(lambda: _senders[settings.FL_EXECUTOR](INFERENCE, [job_id]), robust=True)

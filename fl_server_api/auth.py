@@ -59,6 +59,8 @@ class TokenAuthentication(BaseAuthentication):
     """`Authorization: Token <key>`."""
 
     def authenticate(self, request: Request) -> tuple[User, str] | None:
+        if get_authorization_header(request).lower().startswith(b"bearer"):
+            raise AuthenticationFailed("use 'Authorization: Token <key>', not Bearer", "BAD_TOKEN")
         key = _credentials(request, b"token")
         return None if key is None else (_by_token(key.decode("latin-1")), "token")
 

@@ -5,7 +5,10 @@ from typing import Any
 
 from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
 from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
-from django.http import Http404, HttpRequest, JsonResponse, UnreadablePostError
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
+from django.urls import Resolver404, resolve
+from django.views.csrf import csrf_failure as django_csrf_failure
+from django.views.decorators.csrf import csrf_exempt
 from rest_framework import exceptions
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -90,6 +93,8 @@ def _api(error: exceptions.APIException) -> tuple[int, dict[str, Any], dict[str,
         headers["Retry-After"] = str(int(error.wait))  # type: ignore[attr-defined]
     code = error.get_codes()
     own = isinstance(code, str) and code.isupper()
+    if str(error.detail).startswith("CSRF Failed"):  # DRF's session authentication
+        code, own = "CSRF", True
     body = {
         "detail": str(error.detail),
         "code": code if own else CODES.get(error.status_code, "ERROR"),
@@ -118,9 +123,33 @@ def _collect(details: Any, pointer: str, errors: list[dict[str, str]]) -> None:
             _collect(value, pointer, errors)
 
 
+@csrf_exempt  # or a POST to a mistyped address would be answered with a page about cookies
 def not_found(request: HttpRequest, exception: Exception | None = None) -> JsonResponse:
-    """For paths that no route has."""
-    return _plain(request, 404, "NOT_FOUND", "there is nothing at this address")
+    """For paths that no route has; names the one that was probably meant."""
+    drain(request)
+    said = "there is nothing at this address"
+    path = request.path_info
+    for meant in (f"{path}/", f"/api{path}", f"/api{path}/"):
+        if _has_route(meant):
+            said += f"; did you mean {meant}?"
+            break
+    return _plain(request, 404, "NOT_FOUND", said)
+
+
+def _has_route(path: str) -> bool:
+    try:
+        return resolve(path).func is not not_found
+    except Resolver404:
+        return False
+
+
+def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
+    """For forms without Django's cookie: a page for people, JSON below /api/."""
+    if not request.path_info.startswith("/api/"):
+        return django_csrf_failure(request, reason)
+    drain(request)
+    said = "no valid CSRF token; send the cookie's value as X-CSRFToken, or log in with a token"
+    return _plain(request, 403, "CSRF", said)
 
 
 def bad_request(request: HttpRequest, exception: Exception | None = None) -> JsonResponse:

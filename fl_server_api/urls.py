@@ -8,9 +8,10 @@ from drf_spectacular.views import (
 )
 
 from fl_server_api import errors
-from fl_server_api.views import models, system, tasks, trainings, users
+from fl_server_api.views import inference, models, system, tasks, trainings, users
 
 urlpatterns = [
+    path("", system.IndexView.as_view()),
     path("users/", users.UsersView.as_view()),
     path("users/myself/", users.MyselfView.as_view()),
     path("users/myself/tokens/", users.TokensView.as_view()),
@@ -38,10 +39,16 @@ urlpatterns = [
     path("tasks/<str:pk>/progress/", tasks.TaskProgressView.as_view()),
     path("tasks/<str:pk>/failure/", tasks.TaskFailureView.as_view()),
     path("tasks/<str:pk>/result/", tasks.TaskResultView.as_view()),
-    path("inference/", system.InferenceView.as_view()),
+    path("inference/", inference.InferencesView.as_view()),
+    path("inference/<str:pk>/", inference.InferenceView.as_view()),
     path("aggregators/", system.AggregatorsView.as_view()),
+    path("uncertainty-methods/", inference.MethodsView.as_view()),
     path("schema/", SpectacularAPIView.as_view(), name="schema"),
     path("schema/swagger-ui/", SpectacularSwaggerView.as_view(url_name="schema"), name="swagger"),
-    path("schema/redoc/", SpectacularRedocView.as_view(url_name="schema"), name="redoc"),
+    path(
+        "schema/redoc/",
+        SpectacularRedocView.as_view(url_name="schema", template_name="fl_server_api/redoc.html"),
+        name="redoc",
+    ),
     re_path(r"^.*$", errors.not_found),
 ]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import dj_database_url
 
-from fl_server.settings.env import env, env_bool, env_int, env_list
+from fl_server.settings.env import BadSetting, env, env_bool, env_choice, env_int, env_list
 
 BASE_DIR = Path(__file__).resolve().parent.parent.parent
 FL_DATA_DIR = Path(
@@ -44,6 +44,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
+CSRF_FAILURE_VIEW = "fl_server_api.errors.csrf_failure"
 ROOT_URLCONF = "fl_server.urls"
 WSGI_APPLICATION = "fl_server.wsgi.application"
 TEMPLATES = [
@@ -80,12 +81,17 @@ def sqlite(path: Path) -> dict[str, object]:
     }
 
 
+def _from_url(url: str) -> dict[str, object]:
+    try:
+        # Connections are not kept: hundreds of threads, one each.
+        return dict(dj_database_url.parse(url))
+    except ValueError:  # its text and its traceback would quote the password
+        said = "set it to postgres://user:password@host/name"
+        raise BadSetting(f"FL_DATABASE_URL is no address of a database; {said}") from None
+
+
 DATABASES: dict[str, object] = {
-    "default": (
-        dj_database_url.parse(_DATABASE_URL)  # not kept: hundreds of threads, one each
-        if _DATABASE_URL
-        else sqlite(FL_DATA_DIR / "db.sqlite3")
-    )
+    "default": _from_url(_DATABASE_URL) if _DATABASE_URL else sqlite(FL_DATA_DIR / "db.sqlite3")
 }
 
 # --- people -----------------------------------------------------------------------------------
@@ -125,6 +131,9 @@ FL_STAGING_DIR = Path(
     )
 )
 FL_MAX_MODEL_BYTES = env_int("FL_MAX_MODEL_BYTES", 16 * 2**30, "Largest weight file, in bytes.")
+FL_MAX_INPUT_BYTES = env_int(
+    "FL_MAX_INPUT_BYTES", 64 * 2**20, "Largest input of an inference, in bytes."
+)
 FL_AGGREGATION_DEVICE = env("FL_AGGREGATION_DEVICE", "auto", "auto, cpu, cuda or cuda:<n>.")
 FL_WEIGHTS_DIR = env("FL_WEIGHTS_DIR", str(FL_DATA_DIR / "weights"), "Folder of stored weights.")
 _BUCKET = env("FL_S3_BUCKET", None, "Bucket for weights; needs the extra `s3`. Folder otherwise.")
@@ -164,6 +173,23 @@ FL_SWEEP_SECONDS = env_int("FL_SWEEP_SECONDS", 5, "Seconds between two sweeps of
 FL_ROUND_SECONDS = env_int(
     "FL_ROUND_SECONDS", 86_400, "Default of a training's `round_deadline`, in seconds."
 )
+FL_INFERENCE_WAIT = env_int(
+    "FL_INFERENCE_WAIT", 20, "Seconds that `POST inference/` waits before it answers 202."
+)
+FL_INFERENCE_SECONDS = env_int(
+    "FL_INFERENCE_SECONDS", 30, "Seconds that a model may take for one inference, loading included."
+)
+FL_INFERENCE_MEMORY = env_int(
+    "FL_INFERENCE_MEMORY", 4 * 2**30, "Bytes that a model may take while it is run, beside torch."
+)
+FL_INFERENCE_CHILDREN = env_int(
+    "FL_INFERENCE_CHILDREN", 4, "Models that a worker keeps warm, one process each."
+)
+FL_INFERENCE_THREADS = env_int(
+    "FL_INFERENCE_THREADS", 0, "Threads that a model is run with; 0 = as many as there are cores."
+)
+FL_INFERENCE_DEVICE = env("FL_INFERENCE_DEVICE", "cpu", "Where models are run: cpu or cuda:<n>.")
+FL_MAX_JSON_NUMBERS = 1_000_000  # of an answer; larger ones are binary
 CELERY_BROKER_URL = FL_REDIS_URL
 CELERY_TASK_SERIALIZER = "json"
 CELERY_ACCEPT_CONTENT = ["json"]
@@ -185,7 +211,10 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "visibility_timeout": 3_600,
 }
 CELERY_TASK_DEFAULT_QUEUE = "default"
-CELERY_TASK_ROUTES = {"fl_server_ai.trainer.tasks.process_trainer_task": {"queue": "aggregation"}}
+CELERY_TASK_ROUTES = {
+    "fl_server_ai.trainer.tasks.process_trainer_task": {"queue": "aggregation"},
+    "fl_server_ai.inference.tasks.run_inference": {"queue": "inference"},
+}
 CELERY_BEAT_SCHEDULE = {
     "reconcile": {
         "task": "fl_server_ai.trainer.tasks.reconcile",
@@ -278,7 +307,12 @@ LOGGING = {
         **dict.fromkeys(("celery.beat", "celery.app.trace", "celery.worker.strategy"), _WARNING),
         "fl": {
             "handlers": ["stderr"],
-            "level": env("FL_LOG_LEVEL", "INFO", "Level of the loggers fl.server and fl.celery."),
+            "level": env_choice(
+                "FL_LOG_LEVEL",
+                "INFO",
+                ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
+                "Level of the loggers fl.server and fl.celery.",
+            ),
             "propagate": False,
         },
     },

@@ -11,14 +11,17 @@ Start reading here. No strategy sees a whole model or knows about files, threads
 - `dtypes.py`     which dtypes can be combined
 - `integers.py`   what happens to integer and bool buffers
 - `gram.py`       inner products of all updates, for rules that compare them
+- `geometry.py` distances between updates, from those products
+- `order.py`    order statistics of every coordinate, for medians and trimmed means
+- `adaptive.py` what the adaptive server optimizers share
 - `blocks.py`     layout, reading and writing of weight files
 - `files.py`      the open files of one aggregation
 - `crew.py`       threads that share a list of jobs
 - `state.py`      what a strategy remembers from round to round
 - `device.py`     CPU or GPU, and how many threads
 
-Only `engine` and what it imports know torch; this module, `strategies/`, `options` and `dtypes` do not: the
-web process imports them. Strategies calculate with the methods of the tensors they are given.
+Only `engine` and what it imports know torch; this module, `strategies/` and the small modules those use do not:
+the web process imports them. Strategies calculate with the methods of the tensors they are given.
 """
 
 from typing import Any
@@ -28,10 +31,11 @@ from fl_server_ai.aggregation.strategy import (
     Strategy,
     UpdateMeta,
     sample_weights,
+    weighting_field,
 )
 from fl_server_core.registry import Registry
 
 STRATEGIES: Registry[Strategy[Any]] = Registry("fl_server_ai.aggregation.strategies")
 
 
-__all__ = ["STRATEGIES", "Refused", "Strategy", "UpdateMeta", "sample_weights"]
+__all__ = ["STRATEGIES", "Refused", "Strategy", "UpdateMeta", "sample_weights", "weighting_field"]

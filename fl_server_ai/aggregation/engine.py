@@ -71,7 +71,7 @@ def aggregate(
     if buffer_policy not in POLICIES:
         raise AggregationException(f"buffer policy {buffer_policy!r}: one of {', '.join(POLICIES)}")
     ordered = sorted(updates, key=lambda update: update.meta.participant)
-    _check([update.meta for update in ordered])
+    _check([update.meta for update in ordered], strategy)
     where, warnings = resolve(device)
     scalars = strategy.state_dict()
     needs_base = overrides(strategy, "update") or strategy.needs_gram or buffer_policy == "keep"
@@ -105,9 +105,14 @@ class _Paths:
     state_out: Path | None
 
 
-def _check(metas: Sequence[UpdateMeta]) -> None:
+def _check(metas: Sequence[UpdateMeta], strategy: Strategy[Any]) -> None:
     if not metas:
         raise AggregationException("there are no updates")
+    if len(metas) < strategy.fewest():
+        raise AggregationException(
+            f"{type(strategy).__name__} with {strategy.options} needs at least {strategy.fewest()} "
+            f"updates ({strategy.assumes}), there are {len(metas)}"
+        )
     for meta in metas:
         n: object = meta.num_examples
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:

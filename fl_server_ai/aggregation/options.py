@@ -4,9 +4,10 @@ A field is an int, float, bool, str, list[str], or one of these or None. Its met
 `le`, `lt`, `choices` and `doc`.
 """
 
+import difflib
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -25,11 +26,17 @@ ARTICLES = {int: "an integer", float: "a number", bool: "true or false", str: "a
 BAD = object()
 
 
-def parse_options(cls: type[T], mapping: Mapping[str, Any], *, pointer: str = "/options") -> T:
+def parse_options(
+    cls: type[T],
+    mapping: Mapping[str, Any],
+    *,
+    pointer: str = "/options",
+    beside: Collection[str] = (),
+) -> T:
     """Make a `cls` of `mapping`, or raise `Invalid` (BAD_OPTION) whose data names *every* fault in `errors`.
 
     An int will do for a float; a bool is not a number; NaN and infinities are none either. What is left out
-    gets its default.
+    gets its default. `beside`: names that are valid in the same place, for the message about unknown ones.
     """
     errors: list[dict[str, str]] = []
     known = {field.name: (field, kind) for field, kind in _fields(cls)}
@@ -41,7 +48,7 @@ def parse_options(cls: type[T], mapping: Mapping[str, Any], *, pointer: str = "/
     values: dict[str, Any] = {}
     for name, given in mapping.items():
         if name not in known:
-            fault(str(name)[:64], "unknown", f"there are {', '.join(known) or 'no options'}")
+            fault(str(name)[:64], "unknown", _unknown(str(name), [*known, *beside]))
             continue
         field, kind = known[name]
         value = _convert(given, kind)
@@ -55,9 +62,15 @@ def parse_options(cls: type[T], mapping: Mapping[str, Any], *, pointer: str = "/
         if name not in mapping and field.default is MISSING and field.default_factory is MISSING:
             fault(name, "required", "must be given")
     if errors:
-        where = ", ".join(error["pointer"] for error in errors)
-        raise Invalid(f"bad options: {where}", code="BAD_OPTION", errors=errors)
+        said = "; ".join(f"{error['pointer']}: {error['detail']}" for error in errors[:5])
+        raise Invalid(f"bad options: {said}"[:2000], code="BAD_OPTION", errors=errors)
     return cls(**values)
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{hint}there are {', '.join(known) or 'no options'}"
 
 
 def schema(cls: type[Any]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class Step:
 
     def _floats(self, folder: Folder, run: Run, start: int, count: int) -> memoryview:
         if self.reduces:
-            y = self.strategy.reduce(folder.rows(self.files.sources, run, start, count))
+            y = self.strategy.reduce(folder.rows(self.sources, run, start, count))
         else:
             y = folder.mean(self.sources, self.weights, run, start, count)
         if self.moves and self.files.base is not None:
@@ -103,8 +103,8 @@ class Step:
         return data
 
     def _culprit(self, folder: Folder, run: Run, start: int, count: int) -> str:
-        blocks = folder.blocks(self.files.sources, run, start, count)
-        for source, block in zip(self.files.sources, blocks, strict=True):
+        blocks = folder.blocks(self.sources, run, start, count)
+        for source, block in zip(self.sources, blocks, strict=True):
             bad = (~torch.isfinite(block.to(torch.float64))).nonzero()
             if len(bad):
                 name = self.files.layout.locate(run.offset + (start + int(bad[0])) * run.itemsize)

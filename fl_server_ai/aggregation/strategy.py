@@ -1,7 +1,7 @@
 """The one interface of all aggregation strategies."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -35,6 +35,17 @@ def sample_weights(metas: Sequence[UpdateMeta], weighting: str) -> list[int]:
     return [meta.num_examples if weighting == "samples" else 1 for meta in metas]
 
 
+def weighting_field(default: str = "samples") -> Any:
+    """The option that `sample_weights` reads."""
+    return field(
+        default=default,
+        metadata={
+            "choices": ("samples", "uniform"),
+            "doc": "Weigh updates by their sample size, or all alike.",
+        },
+    )
+
+
 class Strategy(Generic[OptionsT]):
     """A rule that makes one model of many updates, seen block by block.
 
@@ -46,11 +57,16 @@ class Strategy(Generic[OptionsT]):
     Options: ClassVar[type[Any]] = NoOptions
     paper: ClassVar[str] = ""  # arXiv id
     needs_gram: ClassVar[bool] = False
+    assumes: ClassVar[str] = ""  # why a round needs `fewest()` updates, as a formula
     # Each of these names is a vector with one number per float parameter, kept from round to round.
     state_blocks: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, options: OptionsT | None = None) -> None:
         self.options: OptionsT = self.Options() if options is None else options
+
+    def fewest(self) -> int:
+        """Updates that a round must have with these options; with fewer, aggregating is refused."""
+        return 1
 
     def check(
         self, meta: UpdateMeta, tensors: "Mapping[str, Tensor]"
@@ -68,7 +84,10 @@ class Strategy(Generic[OptionsT]):
         return sample_weights(metas, "samples")
 
     def reduce(self, rows: "Tensor") -> "Tensor":
-        """(n, block) in the tensor's own dtype to (block,); overriding it replaces the weighted mean."""
+        """(n, block) in the tensor's own dtype to (block,); overriding it replaces the weighted mean.
+
+        The rows are those of the updates whose weight is not 0, in the order of the metas.
+        """
         raise NotImplementedError
 
     def update(self, x: "Tensor", y: "Tensor", state: "dict[str, Tensor]") -> "Tensor":

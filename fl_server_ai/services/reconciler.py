@@ -8,8 +8,9 @@ from datetime import timedelta
 from django.db import transaction
 from django.utils import timezone
 
-from fl_server_ai.dispatch import dispatch_event, dispatch_notifications
+from fl_server_ai.dispatch import dispatch_event, dispatch_inference, dispatch_notifications
 from fl_server_ai.services.rounds import RUNNING, round_advance, training_fail
+from fl_server_core.exceptions import Unavailable
 from fl_server_core.lifecycle import (
     OPEN_PHASES,
     EventState,
@@ -17,7 +18,7 @@ from fl_server_core.lifecycle import (
     RoundPhase,
 )
 from fl_server_core.models import IdempotencyKey, Notification, Round, TrainerEvent
-from fl_server_core.services import events
+from fl_server_core.services import events, inference
 from fl_server_core.services.blobs import (
     blobs_delete_doomed,
     blobs_doom_unreferenced,
@@ -43,6 +44,7 @@ class Sweep:
 def sweep() -> Sweep:
     """Re-dispatch or end work without a live lease, close overdue rounds, delete what is doomed."""
     dispatched, failed = _events()
+    _questions()
     closed = _deadlines()
     if Notification.objects.filter(
         state=NotificationState.QUEUED, next_attempt_at__lte=timezone.now()
@@ -66,6 +68,15 @@ def _events() -> tuple[int, int]:
             )
             failed += 1
     return dispatched, failed
+
+
+def _questions() -> None:
+    due, lost = inference.jobs_waiting()
+    for job_id in due:
+        dispatch_inference(job_id)
+    for job in lost:
+        said = f"its worker was lost {job.attempt} times (killed, or out of memory)"
+        inference.job_fail(job=job, error=Unavailable(said, code="WORKER_LOST"))
 
 
 def event_give_up(*, event: TrainerEvent, reason: str) -> None:
@@ -107,6 +118,7 @@ def _housekeeping() -> None:
     _housekeeping_due = time.monotonic() + HOUSEKEEPING_SECONDS
     day_ago = timezone.now() - timedelta(days=1)
     IdempotencyKey.objects.filter(created_at__lt=day_ago).delete()
+    inference.jobs_delete_old()
     blobs_doom_unreferenced()
     removed = files_sweep()
     if removed:

@@ -28,6 +28,7 @@ from fl_server_core.services.rounds import current_round, round_tally, task_fail
 from fl_server_core.services.trainings import training_locked
 
 RETRY_AFTER = 2.0  # seconds
+RETRY_NOT_A_CLIENT = 30.0
 RUNNING = (TrainingState.ONGOING, TrainingState.SWAG_ROUND)
 MAX_PROGRESS = 65_536  # bytes of JSON
 MAX_CODE, MAX_FAILURE, MAX_LOG_TAIL = 64, 900, 3_000  # characters; together they fit in the column
@@ -40,7 +41,10 @@ ROUTES = {TaskKind.TRAIN: "", TaskKind.SWAG: "swag/", TaskKind.EVALUATE: "metric
 
 
 def task_next(*, user: User) -> dict[str, Any]:
-    """A task, or what is waited for, or that all is done. Asking again gives the same task."""
+    """A task, or what is waited for, or that all is done. Asking again gives the same task.
+
+    An account that is no client and never took part would wait for ever: its "wait" has a `code`.
+    """
     task = (
         tasks_visible_to(user)
         .filter(ASKING, state=TaskState.OPEN, round__training__state__in=RUNNING)
@@ -119,6 +123,9 @@ def _nothing_to_do(user: User) -> dict[str, Any]:
         )
         .first()
     )
+    if last is None and not user.client:
+        said = "this account is not registered as a client: no training can ask it anything"
+        return {**_wait(said), "retry_after": RETRY_NOT_A_CLIENT, "code": "NOT_A_CLIENT"}
     if last is None:
         return _wait("you are not in any training yet")
     return _done(last)
@@ -189,7 +196,7 @@ def _answer(user: User, seconds: float) -> dict[str, Any]:
             if not connection.in_atomic_block:
                 connection.close()
         left = deadline - time.monotonic()
-        if answer["state"] != "wait" or left <= 0:
+        if answer["state"] != "wait" or "code" in answer or left <= 0:
             return answer
         wakeups.wait(str(user.pk), seen, left)
 

@@ -185,7 +185,8 @@ def _split(
     own = {name: rest.pop(name) for name in list(rest) if name in TRAINER_FIELDS}
     trainer = parse_options(TrainerOptions, own)
     kind = STRATEGIES[aggregation_method]
-    return trainer, kind(parse_options(kind.Options, rest)), config
+    beside = ["client_config", "uncertainty", *(option.name for option in fields(TrainerOptions))]
+    return trainer, kind(parse_options(kind.Options, rest, beside=beside)), config
 
 
 def _swag_rounds(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,19 +1,16 @@
 """One worker, one event: claim it, keep its lease, handle it, and say what went wrong if it did."""
 
 import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 
-from django.conf import settings
-from django.db import DatabaseError, OperationalError, connection
+from django.db import OperationalError
 
+from fl_server_ai.services.leases import lease_kept
 from fl_server_ai.services.reconciler import event_give_up
 from fl_server_ai.trainer.events import EVENTS
 from fl_server_ai.trainer.model_trainer import ModelTrainer
 from fl_server_core.exceptions import AggregationException
 from fl_server_core.lifecycle import OPEN_PHASES
-from fl_server_core.models import TrainerEvent
 from fl_server_core.services.events import event_claim, event_release, event_renew
 
 log = logging.getLogger("fl.celery")
@@ -26,7 +23,7 @@ def event_work(event_id: int) -> None:
     if work is None:
         return
     where = f"training {work.training_id} round {work.round.number}"
-    with _lease_kept(work):
+    with lease_kept(partial(event_renew, event=work)):
         try:
             if work.round.phase in OPEN_PHASES:
                 log.info("%s: still collecting, %s waits", where, work.type)
@@ -42,27 +39,3 @@ def event_work(event_id: int) -> None:
         except Exception as error:
             log.exception("%s: %s failed, attempt %s", where, work.type, work.attempt)
             event_release(event=work, error=f"{type(error).__name__}: {error}")
-
-
-@contextmanager
-def _lease_kept(work: TrainerEvent) -> Iterator[None]:
-    """Renew the lease while the work goes on; a worker that dies stops renewing."""
-    stop = threading.Event()
-
-    def renew() -> None:
-        while not stop.wait(settings.FL_LEASE_SECONDS / 3):
-            try:
-                if not event_renew(event=work):
-                    return
-            except DatabaseError as error:  # tried again in a moment; publishing is fenced anyway
-                log.warning("the lease of %s was not renewed: %s", work.pk, error)
-            finally:
-                connection.close()
-
-    thread = threading.Thread(target=renew, daemon=True, name="lease")
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()

@@ -30,6 +30,8 @@ class PeopleAdmin(UserAdmin):  # type: ignore[type-arg]  # Django's class can't 
     show_full_result_count = False
     list_per_page = 50
     actions = ("issue_token",)
+    delete_confirmation_template = "fl_server_api/delete_user.html"
+    delete_selected_confirmation_template = "fl_server_api/delete_users.html"
     formfield_overrides = {models.URLField: {"assume_scheme": "https"}}
     fieldsets = (
         (None, {"fields": ("username", "password")}),
@@ -49,6 +51,14 @@ class PeopleAdmin(UserAdmin):  # type: ignore[type-arg]  # Django's class can't 
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return self._may_touch(request, obj) and super().has_delete_permission(request, obj)
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        """Without naming every row of a long history: it protects the account anyway."""
+        kept = {user: kinds for user in objs if (kinds := _history(user))}
+        if kept:
+            said = [f"{user}: {', '.join(kinds)}" for user, kinds in kept.items()]
+            return [str(user) for user in objs], {}, set(), said
+        return super().get_deleted_objects(objs, request)
 
     def has_issue_permission(self, request: HttpRequest) -> bool:
         """For the action: who may add tokens."""
@@ -77,6 +87,16 @@ class PeopleAdmin(UserAdmin):  # type: ignore[type-arg]  # Django's class can't 
                 f"Token of {user}: {key} - copy it now, it is not shown again.",
                 messages.WARNING,
             )
+
+
+def _history(user: User) -> list[str]:
+    """The kinds of rows that refer to this user for good."""
+    return [
+        str(relation.related_model._meta.verbose_name_plural)
+        for relation in User._meta.related_objects
+        if relation.on_delete is models.PROTECT
+        and relation.related_model._base_manager.filter(**{relation.field.name: user}).exists()
+    ]
 
 
 @admin.register(ApiToken)

@@ -1,11 +1,14 @@
 """Fields and answers that many routes share."""
 
+import difflib
 import math
 from typing import Any
 
 from rest_framework import serializers
 
 from fl_server_core.exceptions import Invalid
+
+MAX_NAMES, MAX_NAME = 100, 64  # of unknown fields that are looked at
 
 
 class Text(serializers.CharField):
@@ -29,9 +32,17 @@ class Finite(serializers.FloatField):
 
 
 class Input(serializers.Serializer[Any]):
-    """A request body. A field that takes one value refuses two."""
+    """A request body. A field that takes one value refuses two.
+
+    Unknown fields are ignored: clients send some. With `guards_typos` one is refused that looks like a
+    known field which is not given; ignoring `option` for `options` would do something else than asked.
+    """
+
+    guards_typos = False
 
     def to_internal_value(self, data: Any) -> Any:
+        if self.guards_typos and hasattr(data, "keys"):
+            self._refuse_typos(set(data))
         if hasattr(data, "getlist"):
             for name, field in self.fields.items():
                 many = isinstance(field, serializers.ListField)
@@ -41,6 +52,23 @@ class Input(serializers.Serializer[Any]):
                         errors=[{"pointer": f"/{name}", "code": "repeated", "detail": "once only"}],
                     )
         return super().to_internal_value(data)
+
+    def _refuse_typos(self, given: set[Any]) -> None:
+        missing = [str(name) for name in self.fields if name not in given]
+        meant = {}
+        for name in sorted(map(str, given - set(self.fields)))[:MAX_NAMES]:
+            near = difflib.get_close_matches(name.lower()[:MAX_NAME], missing, n=1, cutoff=0.8)
+            if near:
+                meant[name] = near[0]
+        if meant:
+            raise Invalid(
+                "; ".join(f"there is no field {n!r}; did you mean {m}?" for n, m in meant.items()),
+                code="UNKNOWN_FIELD",
+                errors=[
+                    {"pointer": f"/{n}", "code": "unknown", "detail": f"did you mean {m}?"}
+                    for n, m in meant.items()
+                ],
+            )
 
 
 class FieldError(serializers.Serializer[Any]):

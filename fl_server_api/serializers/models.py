@@ -24,6 +24,8 @@ class FreeDimension(serializers.IntegerField):
 
 
 class ModelInput(Input):
+    guards_typos = True
+
     name = Text(max_length=256)
     description = Text(allow_blank=True, max_length=10_000)
     type = serializers.ChoiceField(["GLOBAL", "SWAG", "MEAN"], default="GLOBAL")

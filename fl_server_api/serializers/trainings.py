@@ -15,6 +15,8 @@ from fl_server_core.selectors import failure_code, is_admin
 
 
 class TrainingInput(Input):
+    guards_typos = True
+
     model_id = serializers.UUIDField()
     target_num_updates = serializers.IntegerField(min_value=1, max_value=MAX_INT)
     metric_names = serializers.ListField(child=Text(max_length=128), max_length=1000)
@@ -27,6 +29,9 @@ class TrainingInput(Input):
 class TrainingCreated(serializers.Serializer[Any]):
     detail = serializers.CharField()
     training_id = serializers.UUIDField()
+    model_id = serializers.UUIDField(
+        help_text="The model that is trained: a copy, if the given one has a training or was trained."
+    )
 
 
 class TrainingOutput(serializers.ModelSerializer[Training]):
@@ -149,6 +154,9 @@ class TaskAnswer(serializers.Serializer[Any]):
     task = serializers.DictField(required=False)
     retry_after = serializers.FloatField(required=False)
     reason = serializers.CharField(required=False, allow_blank=True)
+    code = serializers.CharField(
+        required=False, help_text="Of a wait without an end: NOT_A_CLIENT, ask an admin."
+    )
     final_model = serializers.DictField(required=False)
     training = serializers.UUIDField(required=False)
     training_state = serializers.CharField(required=False)

@@ -25,7 +25,13 @@ PRIVILEGED = frozenset(
 
 
 class RegistrationInput(Input):
-    username = serializers.RegexField(r"^[\w.@+-]+\Z", max_length=150)
+    guards_typos = True
+
+    username = serializers.RegexField(
+        r"^[\w.@+-]+\Z",
+        max_length=150,
+        error_messages={"invalid": "letters, digits and the characters . @ + - _"},
+    )
     password = Text(max_length=128, trim_whitespace=False, write_only=True)
     email = serializers.EmailField(required=False, allow_blank=True, max_length=254)
     first_name = Text(required=False, allow_blank=True, max_length=150)
@@ -33,7 +39,11 @@ class RegistrationInput(Input):
     actor = serializers.BooleanField(required=False, default=False)
     client = serializers.BooleanField(required=False, default=False)
     message_endpoint = serializers.RegexField(
-        r"^(https?://[^\s\x00]+)?\Z", required=False, allow_blank=True, max_length=500
+        r"^(https?://[^\s\x00]+)?\Z",
+        required=False,
+        allow_blank=True,
+        max_length=500,
+        error_messages={"invalid": "an address like https://site.example.org/hook, or nothing"},
     )
 
     def to_internal_value(self, data: Any) -> Any:

@@ -6,7 +6,9 @@ from typing import Any
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, JsonResponse
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import extend_schema, inline_serializer
+from rest_framework import serializers
+from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -14,8 +16,38 @@ from fl_server_ai.aggregation import STRATEGIES
 from fl_server_ai.aggregation.options import schema
 from fl_server_api.serializers.trainings import StrategyOutput
 from fl_server_api.views.base import View, answers
-from fl_server_core.exceptions import NotAvailable
 from fl_server_core.storage import staging_path
+
+INDEX = {
+    "schema": "schema/",
+    "swagger-ui": "schema/swagger-ui/",
+    "redoc": "schema/redoc/",
+    "users": "users/",
+    "models": "models/",
+    "trainings": "trainings/",
+    "tasks": "tasks/",
+    "inference": "inference/",
+    "aggregators": "aggregators/",
+    "uncertainty-methods": "uncertainty-methods/",
+}
+
+
+class IndexView(View):
+    """Where to begin."""
+
+    permission_classes = [AllowAny]
+
+    @extend_schema(
+        operation_id="index",
+        responses=answers(
+            {200: inline_serializer("Index", {name: serializers.URLField() for name in INDEX})}
+        ),
+    )
+    def get(self, request: Request) -> Response:
+        """The addresses of what there is; those of the description are open to everybody."""
+        return Response(
+            {name: request.build_absolute_uri(request.path + at) for name, at in INDEX.items()}
+        )
 
 
 class AggregatorsView(View):
@@ -37,15 +69,6 @@ def _described(name: str) -> dict[str, Any]:
         "options_schema": schema(kind.Options),
         "defaults": {f.name: f.default for f in fields(kind.Options) if f.default is not MISSING},
     }
-
-
-class InferenceView(View):
-    """Comes later."""
-
-    @extend_schema(operation_id="inference", request=None, responses=answers({}, 400))
-    def post(self, request: Request) -> Response:
-        """Inference: not available on this server yet."""
-        raise NotAvailable("inference is not available on this server yet")
 
 
 def livez(request: HttpRequest) -> JsonResponse:

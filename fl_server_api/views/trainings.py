@@ -78,7 +78,11 @@ class TrainingsView(View):
             user = caller(request)
             model = get_visible(models_visible_to(user), body.pop("model_id"))
             training = training_create(actor=user, model=model, **body)
-            return {"detail": "Training created", "training_id": str(training.pk)}
+            return {
+                "detail": "Training created",
+                "training_id": str(training.pk),
+                "model_id": str(training.model_id),
+            }
 
         return create_once(request, act)
 

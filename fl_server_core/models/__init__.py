@@ -2,6 +2,7 @@
 
 from fl_server_core.models.events import TrainerEvent
 from fl_server_core.models.idempotency import IdempotencyKey
+from fl_server_core.models.inference import InferenceJob
 from fl_server_core.models.metrics import Metric
 from fl_server_core.models.moments import SwagMoments
 from fl_server_core.models.notifications import Notification
@@ -15,6 +16,7 @@ __all__ = [
     "Blob",
     "GlobalModel",
     "IdempotencyKey",
+    "InferenceJob",
     "LocalModel",
     "Metric",
     "ModelVersion",

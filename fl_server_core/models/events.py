@@ -38,4 +38,4 @@ class TrainerEvent(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.type} of round {self.round_id}"
+        return f"{self.round}: {self.type}"

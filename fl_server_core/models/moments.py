@@ -49,4 +49,4 @@ class SwagMoments(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"moments of {self.owner_id or 'all'} in round {self.round_id}"
+        return f"{self.round}: moments of {self.owner or 'all'}"

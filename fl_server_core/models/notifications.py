@@ -65,4 +65,4 @@ class Notification(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.type} to {self.receiver_id}"
+        return f"{self.type} to {self.receiver}"

@@ -41,7 +41,7 @@ class Round(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"round {self.number} of {self.training_id}"
+        return f"{self.training.model.name}, round {self.number}"
 
 
 class Task(models.Model):
@@ -82,7 +82,7 @@ class Task(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.number} by {self.user_id}"
+        return f"{self.round}: {self.kind} by {self.user}"
 
 
 class LocalModel(models.Model):
@@ -121,4 +121,4 @@ class LocalModel(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"update of {self.owner_id} in round {self.round_id}"
+        return f"{self.round}: update of {self.owner}"

@@ -60,7 +60,7 @@ class Training(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.id} ({self.get_state_display()})"
+        return f"{self.model.name} ({self.get_state_display()})"
 
 
 class Participant(models.Model):
@@ -79,4 +79,4 @@ class Participant(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.user_id} in {self.training_id}"
+        return f"{self.user} in {self.training.model.name}"

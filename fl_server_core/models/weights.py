@@ -97,4 +97,4 @@ class ModelVersion(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.model_id} version {self.number}"
+        return f"{self.model.name}, version {self.number}"

@@ -4,6 +4,7 @@ from fl_server_core.selectors.gaps import Gap, Missing, failure_code, gaps
 from fl_server_core.selectors.visibility import (
     get_visible,
     groups_visible_to,
+    inference_jobs_visible_to,
     is_admin,
     local_models_visible_to,
     metrics_visible_to,
@@ -22,6 +23,7 @@ __all__ = [
     "gaps",
     "get_visible",
     "groups_visible_to",
+    "inference_jobs_visible_to",
     "is_admin",
     "local_models_visible_to",
     "metrics_visible_to",

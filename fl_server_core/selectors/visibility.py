@@ -9,6 +9,7 @@ from django.db.models import Exists, Model, OuterRef, Q, QuerySet
 from fl_server_core.exceptions import NotFound
 from fl_server_core.models import (
     GlobalModel,
+    InferenceJob,
     LocalModel,
     Metric,
     Notification,
@@ -106,6 +107,11 @@ def notifications_visible_to(user: User) -> QuerySet[Notification]:
     """One's own."""
     notifications = Notification.objects.select_related("training")
     return notifications if is_admin(user) else notifications.filter(receiver=user)
+
+
+def inference_jobs_visible_to(user: User) -> QuerySet[InferenceJob]:
+    """One's own only, admins too: inputs and answers are between the server and who asked."""
+    return InferenceJob.objects.filter(user=user)
 
 
 def get_visible(rows: QuerySet[M], pk: object) -> M:

@@ -20,6 +20,8 @@ UNREFERENCED = Q(
     template_of__isnull=True,
     first_moment_of__isnull=True,
     second_moment_of__isnull=True,
+    inputs_of__isnull=True,
+    results_of__isnull=True,
 )
 
 

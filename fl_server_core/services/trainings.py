@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from django.db import transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from fl_server_core.exceptions import Conflict, Invalid, NotPermitted
@@ -108,7 +109,7 @@ def training_drop_clients(
     """
     _may_steer(training, user)
     training = training_locked(training.pk)
-    users = _clients(clients)
+    users = _users(clients, User.objects.all())  # also those who were deactivated meanwhile
     members = Participant.objects.filter(training=training, user__in=users, removed_at=None)
     removed = [member.user for member in members.select_related("user")]
     now = timezone.now()
@@ -124,10 +125,10 @@ def training_drop_clients(
     return removed
 
 
-def _clients(ids: Sequence[uuid.UUID]) -> list[User]:
-    """These users, or `Invalid` that names the unknown ones and those who are no clients."""
+def _users(ids: Sequence[uuid.UUID], among: QuerySet[User]) -> list[User]:
+    """These users, or `Invalid` that names the unknown ones."""
     wanted = list(dict.fromkeys(ids))
-    found = {user.pk: user for user in User.objects.filter(pk__in=wanted, is_active=True)}
+    found = {user.pk: user for user in among.filter(pk__in=wanted)}
     unknown = [str(pk) for pk in wanted if pk not in found]
     if unknown:
         raise Invalid(
@@ -135,14 +136,22 @@ def _clients(ids: Sequence[uuid.UUID]) -> list[User]:
             code="UNKNOWN_CLIENT",
             unknown=unknown[:100],
         )
-    others = [str(user.pk) for user in found.values() if not user.client]
+    return [found[pk] for pk in wanted]
+
+
+def _clients(ids: Sequence[uuid.UUID]) -> list[User]:
+    """These users, or `Invalid` that names the unknown ones and those who are no clients."""
+    users = _users(ids, User.objects.filter(is_active=True))
+    others = [str(user.pk) for user in users if not user.client]
     if others:
+        # By id: the names of others than clients are not for actors.
         raise Invalid(
-            "these users are not registered as clients: " + ", ".join(others[:10]),
+            f"these users are not registered as clients: {', '.join(others[:10])}; an admin can give "
+            "them that role",
             code="NOT_A_CLIENT",
             unknown=others[:100],
         )
-    return [found[pk] for pk in wanted]
+    return users
 
 
 @transaction.atomic

@@ -147,6 +147,20 @@ def test_who_takes_part_in_nothing_waits() -> None:
     }
 
 
+def test_an_account_that_no_training_may_ask_is_told_so_instead_of_waiting_for_ever() -> None:
+    answer = task_wait(user=person("rosalind", actor=True), seconds=ENOUGH * 1000)
+
+    assert (answer["state"], answer["code"]) == ("wait", "NOT_A_CLIENT")
+    assert "not registered as a client" in answer["reason"]
+
+
+def test_whose_client_role_was_taken_away_still_hears_how_it_ended() -> None:
+    told = scene("ada")
+    User.objects.filter(pk=told.sites["ada"].pk).update(client=False)
+
+    assert task_next(user=User.objects.get(username="ada"))["state"] == "task"
+
+
 def test_before_the_start_everybody_waits() -> None:
     told = scene(started=False)
 

@@ -576,6 +576,41 @@ def staff(*codes: str) -> Client:
     return client
 
 
+def test_of_a_user_with_a_history_the_delete_pages_advise_to_unset_active(
+    browser: Client, ada: User
+) -> None:
+    fresh = site("fresh")
+    training_start(training=(training := a_training(ada)), user=training.actor)
+    many = {"action": "delete_selected", "_selected_action": [str(ada.pk)]}
+
+    one = browser.get(page(User, "delete", ada.pk)).content.decode()
+    several = browser.post(page(User, "changelist"), many).content.decode()
+    without = browser.get(page(User, "delete", fresh.pk)).content.decode()
+    for user in (ada, fresh):
+        browser.post(page(User, "delete", user.pk), {"post": "yes"})
+
+    for text in (one, several):
+        assert "unset <em>Active</em>" in text
+        assert "ada: " in text
+        assert "participants" in text
+    assert "Are you sure" in without
+    assert "unset <em>Active</em>" not in without
+    assert set(User.objects.values_list("username", flat=True)) >= {"ada"}
+    assert not User.objects.filter(username="fresh").exists()
+
+
+@names
+def test_titles_say_what_it_is_about(kind: type[Model], browser: Client) -> None:
+    one = row(kind, 1)
+
+    title = str(one)
+
+    assert not re.search(r"[0-9a-f]{8}-[0-9a-f]{4}", title)
+    if kind in {Round, Task, LocalModel, TrainerEvent}:
+        assert title.startswith("chest x-ray")
+        assert ", round 0" in title
+
+
 @names
 def test_staff_without_permissions_sees_nothing(kind: type[Model]) -> None:
     one = row(kind, 1)

@@ -1,11 +1,13 @@
 """Nothing that a client can send is a 500, and every refusal has a code and a request id."""
 
+import json
 import subprocess
 import sys
 
 import pytest
+from django.test import Client
 
-from fl_server_api.errors import STATUS
+from fl_server_api.errors import STATUS, csrf_failure
 from fl_server_core import exceptions
 from fl_server_core.services.tokens import token_issue
 from tests.scenes import person, scene
@@ -83,6 +85,64 @@ def test_an_address_without_a_route_answers_json(login) -> None:
     assert (response.status_code, response.json()["code"]) == (404, "NOT_FOUND")
 
 
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/api/trainings", "/api/trainings/"),
+        ("/api/v1/models", "/api/v1/models/"),
+        ("/users/", "/api/users/"),
+        ("/tasks", "/api/tasks/"),
+        ("/api/no/such/thing", None),
+        ("/api/trainigs/", None),
+    ],
+)
+def test_a_post_to_a_mistyped_address_is_told_the_right_one(path: str, meant: str | None) -> None:
+    browser = Client(enforce_csrf_checks=True)
+
+    response = browser.post(path, {"a": 1}, content_type="application/json")
+
+    assert (response.status_code, response.json()["code"]) == (404, "NOT_FOUND")
+    assert response.json()["detail"].partition("; ")[2] == (
+        f"did you mean {meant}?" if meant else ""
+    )
+
+
+def test_a_session_without_its_csrf_token_is_told_so_as_json() -> None:
+    browser = Client(enforce_csrf_checks=True)
+    browser.force_login(person("ada", actor=True))
+
+    response = browser.post("/api/trainings/", {}, content_type="application/json")
+
+    assert (response.status_code, response.json()["code"]) == (403, "CSRF")
+
+
+def test_what_django_itself_refuses_for_csrf_is_json_below_the_api_and_a_page_elsewhere(rf) -> None:
+    below, elsewhere = (csrf_failure(rf.post(path), "reason") for path in ("/api/x/", "/admin/"))
+
+    assert (below.status_code, json.loads(below.content)["code"]) == (403, "CSRF")
+    assert (elsewhere.status_code, elsewhere["Content-Type"][:9]) == (403, "text/html")
+
+
+@pytest.mark.parametrize("path", ["/api/", "/api/v1/"])
+def test_the_index_names_addresses_that_are_there(login, path: str) -> None:
+    client = login(person("ada", actor=True))
+
+    found = login(None).get(path).json()
+
+    assert {"schema", "swagger-ui", "redoc", "users", "models", "trainings", "tasks"} < set(found)
+    for address in found.values():
+        assert address.startswith(f"http://testserver{path}")
+        assert client.get(address).status_code == 200
+
+
+def test_the_description_of_the_api_loads_nothing_from_elsewhere(client) -> None:
+    for page in ("swagger-ui", "redoc"):
+        html = client.get(f"/api/schema/{page}/").content.decode()
+
+        assert "<script" in html
+        assert "https:" not in html
+
+
 def test_a_sane_request_id_is_kept_and_another_replaced(login) -> None:
     client = login(None)
 
@@ -132,6 +192,16 @@ def test_bad_credentials_are_401_with_the_way_to_log_in(login, header: str) -> N
     assert response.status_code == 401
     assert response["WWW-Authenticate"]
     assert response.json()["code"]
+
+
+def test_a_bearer_token_is_told_the_word_that_is_used_here(login) -> None:
+    client = login(None)
+    client.credentials(HTTP_AUTHORIZATION=f"Bearer {token_issue(user=person('ada'))}")
+
+    response = client.get("/api/users/myself/")
+
+    assert (response.status_code, response.json()["code"]) == (401, "BAD_TOKEN")
+    assert "Authorization: Token <key>" in response.json()["detail"]
 
 
 def test_the_web_process_does_not_load_torch() -> None:

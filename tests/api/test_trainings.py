@@ -44,6 +44,7 @@ def test_a_training_is_created_started_and_seen(login) -> None:
     assert (found["local_models_arrived"], found["local_models_expected"]) == (0, 2)
     assert sorted(found["participants"]) == sorted(clients)
     assert found["model"] != str(running.training.model_id)  # that one was in use: it was cloned
+    assert created.json()["model_id"] == found["model"]
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,20 @@ def test_a_bad_option_is_pointed_at(login) -> None:
     assert pointers == {"/options/mu", "/options/tpyo"}
 
 
+def test_an_unknown_option_is_told_all_that_there_are_and_the_nearest(login) -> None:
+    running = scene(started=False)
+
+    response = login(running.actor).post(
+        "/api/trainings/",
+        body(running, aggregation_method="FedProx", options={"minimum_updates": 2}),
+    )
+
+    detail = response.json()["detail"]
+    assert (response.status_code, response.json()["code"]) == (400, "BAD_OPTION")
+    assert "/options/minimum_updates: did you mean min_updates?" in detail
+    assert all(name in detail for name in ("mu", "round_deadline", "client_config", "uncertainty"))
+
+
 def test_a_model_that_could_not_be_aggregated_is_refused_before_anybody_trains(login) -> None:
     running = scene(started=False)
     header = b'{"phase":{"dtype":"C64","shape":[2],"data_offsets":[0,16]}}'
@@ -101,6 +116,61 @@ def test_a_model_that_could_not_be_aggregated_is_refused_before_anybody_trains(l
 
     assert (response.status_code, response.json()["code"]) == (422, "DTYPE_NOT_AGGREGATED")
     assert response.json()["tensor"] == "phase"
+
+
+@pytest.mark.parametrize(
+    ("path", "typo", "meant"),
+    [
+        ("trainings/", "option", "options"),
+        ("trainings/", "Uncertainty_Method", "uncertainty_method"),
+        ("trainings/", "client", "clients"),
+        ("users/", "mesage_endpoint", "message_endpoint"),
+        ("models/", "input_shapes", "input_shape"),
+    ],
+)
+def test_a_mistyped_field_is_refused_with_the_one_that_was_meant(
+    login, settings, path: str, typo: str, meant: str
+) -> None:
+    settings.FL_OPEN_REGISTRATION = True
+    running = scene(started=False)
+    fields = {"trainings/": body(running), "users/": REGISTRATION, "models/": {"name": "net"}}
+
+    response = login(running.actor).post(f"/api/{path}", {**fields[path], typo: {"a": 1}})
+
+    assert (response.status_code, response.json()["code"]) == (400, "UNKNOWN_FIELD")
+    assert f"did you mean {meant}?" in response.json()["detail"]
+    assert response.json()["errors"][0]["pointer"] == f"/{typo}"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("message_endpoint", "site.example.org", "https://site.example.org/hook"),
+        ("username", "Jane Doe", "letters, digits"),
+    ],
+)
+def test_what_is_wrong_with_an_account_is_said_in_words(
+    login, settings, field: str, value: str, said: str
+) -> None:
+    settings.FL_OPEN_REGISTRATION = True
+
+    response = login(None).post("/api/users/", {**REGISTRATION, field: value})
+
+    assert response.status_code == 400
+    assert said in response.json()["detail"]
+
+
+def test_other_unknown_fields_are_ignored_as_they_always_were(login, settings) -> None:
+    settings.FL_OPEN_REGISTRATION = True
+    running = scene(started=False)
+    more = {"csrfmiddlewaretoken": "x", "comment": "hello", "model_file": "", "optionally": 1}
+
+    user = login(None).post(
+        "/api/users/", {**REGISTRATION, "username": "joan", "password2": "x", "comment": "hi"}
+    )
+    training = login(running.actor).post("/api/trainings/", body(running, options={}, **more))
+
+    assert (user.status_code, training.status_code) == (201, 201)
 
 
 def test_a_missing_field_is_pointed_at(login) -> None:
@@ -124,6 +194,33 @@ def test_clients_come_and_go(login) -> None:
 
     assert (added.status_code, removed.status_code) == (202, 200)
     assert participant.status_code == 403
+
+
+def test_an_account_without_the_role_of_a_client_is_told_apart_from_an_unknown_one(login) -> None:
+    running = scene(started=False)
+    client, joan = login(running.actor), person("joan")
+    url = f"/api/trainings/{running.training.pk}/clients/"
+
+    without_role = client.put(url, {"clients": [str(joan.pk)]})
+    unknown = client.put(url, {"clients": ["00000000-0000-0000-0000-000000000000"]})
+
+    assert (without_role.status_code, without_role.json()["code"]) == (400, "NOT_A_CLIENT")
+    assert str(joan.pk) in without_role.json()["detail"]
+    assert "joan" not in without_role.json()["detail"]
+    assert (unknown.status_code, unknown.json()["code"]) == (400, "UNKNOWN_CLIENT")
+
+
+def test_who_was_deactivated_can_still_be_taken_out(login) -> None:
+    running = scene()
+    User.objects.filter(username="ada").update(is_active=False, client=False)
+
+    removed = login(running.actor).delete(
+        f"/api/trainings/{running.training.pk}/clients/",
+        {"clients": [str(running.sites["ada"].pk)]},
+    )
+
+    assert removed.status_code == 200
+    assert running.task("ada").state == "cancelled"
 
 
 def test_rounds_say_what_became_of_everybody(login) -> None:

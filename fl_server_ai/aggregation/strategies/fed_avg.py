@@ -1,10 +1,10 @@
 """Weighted mean of the updates: McMahan et al. 2017, https://arxiv.org/abs/1602.05629."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fl_server_ai.aggregation import STRATEGIES, Strategy, UpdateMeta, sample_weights
+from fl_server_ai.aggregation import STRATEGIES, Strategy, UpdateMeta, sample_weights, weighting_field
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,13 +14,7 @@ if TYPE_CHECKING:
 class FedAvgOptions:
     """Who counts how much."""
 
-    weighting: str = field(
-        default="samples",
-        metadata={
-            "choices": ("samples", "uniform"),
-            "doc": "Weigh updates by their sample size, or all alike.",
-        },
-    )
+    weighting: str = weighting_field()
 
 
 @STRATEGIES.register("FedAvg")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fl_server_ai.aggregation import STRATEGIES, Strategy, UpdateMeta, sample_weights
+from fl_server_ai.aggregation import STRATEGIES, Strategy, UpdateMeta, sample_weights, weighting_field
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,13 +18,7 @@ class FedProxOptions:
         default=0.01,
         metadata={"ge": 0.0, "doc": "Strength of the proximal term; the paper tries 0.001 to 1."},
     )
-    weighting: str = field(
-        default="samples",
-        metadata={
-            "choices": ("samples", "uniform"),
-            "doc": "Weigh updates by their sample size, or all alike.",
-        },
-    )
+    weighting: str = weighting_field()
 
 
 @STRATEGIES.register("FedProx")

@@ -1,0 +1,37 @@
+"""Median of every coordinate: Yin et al. 2018, https://arxiv.org/abs/1803.01498."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fl_server_ai.aggregation import STRATEGIES, Strategy, UpdateMeta, sample_weights
+from fl_server_ai.aggregation.order import ranked
+from fl_server_ai.aggregation.strategy import NoOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@STRATEGIES.register("FedMedian")
+class FedMedian(Strategy[NoOptions]):
+    """The middle value of each coordinate, or the mean of the two middle ones; sample sizes do not count.
+
+    Stands fewer than half of the updates being arbitrary. Integer buffers get the unweighted mean, which
+    does not.
+    """
+
+    paper = "1803.01498"
+
+    def weights(self, metas: Sequence[UpdateMeta], gram: "Tensor | None") -> Sequence[float]:
+        return sample_weights(metas, "uniform")
+
+    def reduce(self, rows: "Tensor") -> "Tensor":
+        n = len(rows)
+        middle = ranked(rows, (n - 1) // 2, n // 2 + 1)
+        return middle[0] if n % 2 else midpoint(middle)
+
+
+def midpoint(pair: "Tensor") -> "Tensor":
+    """(2, block) to its mean, (block,) float64; no pair of finite numbers overflows."""
+    low, high = pair.double()
+    whole = (low + high) * 0.5
+    return whole.where(whole.isfinite(), low * 0.5 + high * 0.5)

@@ -1,0 +1,118 @@
+"""From what a caller sends as `model_input` to one tensor; nothing of it is executed."""
+
+import base64
+import binascii
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from django.conf import settings
+
+from fl_server_ai.containers import read_manifest
+from fl_server_ai.sandbox.tensors import CARRIED, RawTensor
+from fl_server_ai.services.intake import canonical_blob
+from fl_server_core.exceptions import Invalid, TooLarge
+from fl_server_core.storage import staging_path
+
+DTYPES = {
+    "float64": np.float64, "float32": np.float32, "float16": np.float16, "int64": np.int64,
+    "int32": np.int32, "int16": np.int16, "int8": np.int8, "uint8": np.uint8, "bool": np.bool_,
+}  # fmt: skip
+INPUT = "input"
+
+
+def input_from_json(value: Any, dtype: str | None) -> RawTensor:
+    """Nested lists of numbers, or the base64 text of a file of tensors.
+
+    `dtype` is for lists: float32 unless it is given (JSON writes 1.0 as 1), bool for true and false. A number
+    that the dtype can't hold is refused, never rounded away or made infinite.
+    """
+    if not isinstance(value, str):
+        return _from_lists(value, dtype)
+    try:
+        data = base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _bad(
+            "a text must be the base64 form of a safetensors, .npz or torch.save file"
+        ) from error
+    path = staging_path(".upload")
+    try:
+        path.write_bytes(data)
+        return input_from_file(path, dtype)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def input_from_file(path: Path, dtype: str | None = None) -> RawTensor:
+    """The only tensor in a safetensors, .npz or torch.save file, with the file's dtype. The file is gone after."""
+    if dtype is not None:
+        raise Invalid(
+            "dtype is for nested lists; a file of tensors has its own",
+            errors=[{"pointer": "/dtype", "code": "contradiction", "detail": "leave it out"}],
+        )
+    check_size(path.stat().st_size)
+    with canonical_blob(path, sha256=None) as (manifest, _, publish):
+        found = read_manifest(publish.path).tensors
+        if len(manifest.tensors) != 1:
+            raise _bad(f"one tensor is wanted, the file holds {len(manifest.tensors)}")
+        (info,) = found
+        check_size(info.nbytes)
+        if info.dtype not in CARRIED:
+            raise _bad(f"dtype {info.dtype} can't be given to a model here")
+        with publish.path.open("rb") as file:
+            file.seek(info.offset)
+            return RawTensor(info.dtype, info.shape, file.read(info.nbytes), INPUT)
+
+
+def check_size(size: int) -> None:
+    """Raise `TooLarge` for more bytes than an input may have."""
+    if size > settings.FL_MAX_INPUT_BYTES:
+        raise TooLarge(f"{size:,} bytes; an input may have {settings.FL_MAX_INPUT_BYTES:,}")
+
+
+def check_input(tensor: RawTensor, expected: Sequence[int | None] | None) -> None:
+    """Raise `Invalid` (INPUT_SHAPE), naming the dimension, unless it fits the model's `input_shape`."""
+    given = list(tensor.shape)
+    wrong = ""
+    if not math.prod(given):
+        wrong = "it is empty"
+    elif expected and len(expected) != len(given):
+        wrong = f"it has {len(given)} dimensions instead of {len(expected)}"
+    elif expected:
+        for at, (got, wanted) in enumerate(zip(given, expected, strict=True)):
+            if wanted is not None and got != wanted:
+                wrong = f"dimension {at} is {got} instead of {wanted}"
+                break
+    if wrong:
+        shape = f"; the model takes {list(expected)}, null is any size" if expected else ""
+        raise _bad(f"the input has shape {given}: {wrong}{shape}", code="INPUT_SHAPE")
+
+
+def _from_lists(value: Any, dtype: str | None) -> RawTensor:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            array = np.asarray(value)
+    except (ValueError, OverflowError, RecursionError, DeprecationWarning) as error:
+        raise _bad("nested lists must have the same length at each depth") from error
+    if array.dtype.kind not in "biuf":
+        raise _bad("nested lists hold numbers only, or true and false only")
+    wanted = np.dtype(DTYPES[dtype] if dtype else "bool" if array.dtype.kind == "b" else "float32")
+    with np.errstate(all="ignore"):
+        cast = array.astype(wanted)
+        exact = wanted.kind == "f" or np.array_equal(cast.astype(array.dtype), array)
+    if not exact or (wanted.kind == "f" and not np.isfinite(cast).all()):
+        raise _bad(f"a number can't be held by {wanted.name}")
+    check_size(cast.nbytes)
+    return RawTensor.of(cast, INPUT)
+
+
+def _bad(detail: str, code: str = "BAD_INPUT") -> Invalid:
+    return Invalid(
+        detail,
+        code=code,
+        errors=[{"pointer": "/model_input", "code": "invalid", "detail": detail[:300]}],
+    )

@@ -1,0 +1,101 @@
+"""Questions to models and their answers."""
+
+import json
+from typing import Any
+
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+
+from fl_server_ai.services.inference_inputs import DTYPES
+from fl_server_api.parsers import strict_json
+from fl_server_api.serializers.common import Input, Text
+from fl_server_core.lifecycle import EventState
+
+FORMATS = ("json", "binary", "npz")
+NUMBERS = {"type": "array", "items": {}, "description": "nested lists of numbers, batch first"}
+
+
+@extend_schema_field(
+    {"oneOf": [NUMBERS, {"type": "string", "description": "base64 of a file of one tensor"}]}
+)
+class Numbers(serializers.Field[Any, Any, Any, Any]):
+    """Nested lists, or base64 text; checked by the service."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if not isinstance(data, list | str):
+            raise serializers.ValidationError("nested lists of numbers, or base64 text")
+        return data
+
+    def to_representation(self, value: Any) -> Any:
+        return value
+
+
+@extend_schema_field({"type": "object", "additionalProperties": {}})
+class Options(serializers.DictField):
+    """An object; in a form, its JSON text."""
+
+    def get_value(self, dictionary: Any) -> Any:
+        return dictionary.get(self.field_name, serializers.empty)
+
+    def to_internal_value(self, data: Any) -> Any:
+        if isinstance(data, str):
+            try:
+                data = strict_json(data)
+            except (ValueError, RecursionError) as error:
+                raise serializers.ValidationError("must be a JSON object") from error
+        return super().to_internal_value(data)
+
+
+class InferenceInput(Input):
+    """`options` are `{"uncertainty": {...}}`, as a training has them; see `GET uncertainty-methods/`."""
+
+    guards_typos = True
+
+    model_id = serializers.UUIDField(help_text="A global model, or a local one.")
+    model_input = Numbers()
+    dtype = serializers.ChoiceField(
+        sorted(DTYPES), required=False, help_text="Of nested lists; float32 if left out."
+    )
+    return_format = serializers.ChoiceField(FORMATS, default="json")
+    uncertainty_method = Text(
+        required=False, max_length=64, help_text="The training's if left out; NONE without one."
+    )
+    options = Options(required=False, default=dict)
+
+
+class InferenceForm(InferenceInput):
+    """The same with a file of one tensor: safetensors, .npz or torch.save."""
+
+    model_input = serializers.FileField(allow_empty_file=True)  # type: ignore[assignment]
+    return_format = serializers.ChoiceField(FORMATS, default="binary")
+
+
+class InferenceOutput(serializers.Serializer[Any]):
+    """`inference`: of NONE the index of the largest output per sample; else the mean over the draws."""
+
+    job_id = serializers.IntegerField()
+    state = serializers.ChoiceField([EventState.DONE.value])
+    inference = serializers.JSONField(help_text="Nested lists, batch first.")
+    uncertainty = serializers.DictField(
+        child=serializers.JSONField(), help_text="Nested lists by name: variance, std, ..."
+    )
+
+
+class InferencePending(serializers.Serializer[Any]):
+    """Ask again at `url` after a moment."""
+
+    job_id = serializers.IntegerField()
+    state = serializers.ChoiceField([EventState.PENDING.value, EventState.RUNNING.value])
+    url = serializers.CharField()
+
+
+class MethodOutput(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    paper = serializers.CharField(allow_blank=True)
+    options_schema = serializers.DictField()
+    defaults = serializers.DictField()
+
+
+def encoded(body: dict[str, Any]) -> bytes:
+    """As JSON; ValueError for NaN and infinity, which JSON has no words for."""
+    return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
