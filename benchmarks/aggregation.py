@@ -1,8 +1,8 @@
-"""How fast updates are averaged, beside plain torch on the same machine, and how much memory it takes.
+"""How fast updates are combined, beside plain torch on the same machine, and how much memory it takes.
 
-    python benchmarks/aggregation.py [--n 10 100] [--p 10000000] [--repeat 7] [--threads 2]
+    python benchmarks/aggregation.py [--n 10 100] [--p 10000000] [--repeat 7] [--threads 2] [--strategy Krum]
 
-Makes N distinct files of P float32 parameters in a temporary folder (4 GB for 100 x 10M), reads them warm
+Any strategy, with its default options, in place of FedAvg. Makes N distinct files of P float32 parameters in a temporary folder (4 GB for 100 x 10M), reads them warm
 from the page cache and deletes them. Every figure is a median; the parts of the whole are timed in the same calls.
 """
 
@@ -42,7 +42,7 @@ def make_files(folder: Path, n: int, p: int) -> None:
             file.write(generator.standard_normal(p, dtype=np.float32).data)
 
 
-def one_run(folder: Path, n: int, threads: int | None) -> tuple[float, float]:
+def one_run(folder: Path, n: int, threads: int | None, name: str) -> tuple[float, float]:
     """Seconds of the whole call, and of its end: digest, fsync and rename."""
     ends: list[float] = []
     publish = Draft.publish
@@ -58,10 +58,11 @@ def one_run(folder: Path, n: int, threads: int | None) -> tuple[float, float]:
     with mock.patch.object(Draft, "publish", timed):
         start = time.perf_counter()
         aggregate(
-            base=None,
+            base=folder / "0",
             updates=updates,
             out=folder / "out",
-            strategy=STRATEGIES["FedAvg"](),
+            state_out=folder / "state",
+            strategy=STRATEGIES[name](),
             device="cpu",
             threads=threads,
         )
@@ -84,30 +85,30 @@ def status(field: str) -> float:
     return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def extra_memory(folder: Path, n: int, threads: int | None) -> float:
+def extra_memory(folder: Path, n: int, threads: int | None, name: str) -> float:
     """Peak minus the level before, in a fresh process that has torch loaded and warm."""
-    command = [sys.executable, __file__, "--child", str(folder), "--n", str(n)]
+    command = [sys.executable, __file__, "--child", str(folder), "--n", str(n), "--strategy", name]
     command += ["--threads", str(threads)] if threads else []
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def child(folder: Path, n: int, threads: int | None) -> None:
+def child(folder: Path, n: int, threads: int | None, name: str) -> None:
     torch.ones(200_000).add_(torch.ones(200_000), alpha=2)
     before = status("VmRSS")
-    one_run(folder, n, threads)
+    one_run(folder, n, threads, name)
     print(status("VmHWM") - before)
 
 
-def rounds(n: int, p: int, repeat: int, threads: int | None) -> list[Any]:
-    with tempfile.TemporaryDirectory(prefix="fl-bench-") as name:
-        folder = Path(name)
+def rounds(n: int, p: int, repeat: int, threads: int | None, name: str) -> list[Any]:
+    with tempfile.TemporaryDirectory(prefix="fl-bench-") as temporary:
+        folder = Path(temporary)
         make_files(folder, n, p)
         os.sync()  # or the write-back of the inputs is measured
-        one_run(folder, n, threads)
+        one_run(folder, n, threads, name)
         axpy(n, p, 1)
         runs, plain, plain_one = [], [], []
         for _ in range(repeat):
-            runs.append(one_run(folder, n, threads))
+            runs.append(one_run(folder, n, threads, name))
             plain.append(axpy(n, p, len(os.sched_getaffinity(0))))
             plain_one.append(axpy(n, p, 1))
         whole = statistics.median(run[0] for run in runs)
@@ -124,7 +125,7 @@ def rounds(n: int, p: int, repeat: int, threads: int | None) -> list[Any]:
             f"{gigabytes / statistics.median(plain):.1f}",
             f"{gigabytes / statistics.median(plain_one):.1f}",
             f"{fold / statistics.median(plain):.2f}",
-            f"{extra_memory(folder, n, threads) / MB:.0f}",
+            f"{extra_memory(folder, n, threads, name) / MB:.0f}",
             f"{(1.5 * 4 * p) / MB + 100:.0f}",
         ]
 
@@ -135,18 +136,19 @@ def main() -> None:
     parser.add_argument("--p", type=int, default=10_000_000)
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--strategy", default="FedAvg")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        child(given.child, given.n[0], given.threads)
+        child(given.child, given.n[0], given.threads, given.strategy)
         return
-    table = Table(title="FedAvg of float32 files, CPU, medians (ms, GB/s of input, MB)")
+    table = Table(title=f"{given.strategy} of float32 files, CPU, medians (ms, GB/s of input, MB)")
     columns = "updates|fold|digest + fsync|whole|best whole|fold GB/s|axpy all cores GB/s"
     columns += "|axpy 1 thread GB/s|fold time / axpy time|extra RSS|RSS goal"
     for column in columns.split("|"):
         table.add_column(column, justify="right")
     for n in given.n:
-        table.add_row(*rounds(n, given.p, given.repeat, given.threads))
+        table.add_row(*rounds(n, given.p, given.repeat, given.threads, given.strategy))
     Console(width=160).print(table)
 
 

@@ -109,6 +109,22 @@ def strategies_page() -> str:
     return "\n".join(parts)
 
 
+def uncertainty_page() -> str:
+    """Every registered uncertainty method."""
+    from fl_server_ai.uncertainty import UNCERTAINTY
+    from fl_server_ai.uncertainty.options import schema
+
+    parts = []
+    for name in UNCERTAINTY:
+        kind = UNCERTAINTY[name]
+        module = sys.modules[kind.__module__]
+        parts.append(
+            f"## {name}\n\n{inspect.getdoc(module)}\n\n{inspect.getdoc(kind)}\n\n"
+            f"{options_table(schema(kind.Options))}"
+        )
+    return "\n".join(parts)
+
+
 def trainer_options_page() -> str:
     """Options of the trainer itself."""
     from fl_server_ai.aggregation.options import schema
@@ -279,6 +295,7 @@ def main(folder: Path) -> None:
             "http-api.md": http_page(schema) + "\n" + bodies_page(schema),
             "strategies.md": strategies_page(),
             "trainer-options.md": trainer_options_page(),
+            "uncertainty.md": uncertainty_page(),
             "errors.md": errors_page(),
             "settings.md": settings_page(),
         }

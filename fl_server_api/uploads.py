@@ -98,13 +98,12 @@ def discard_staged(request: HttpRequest) -> None:
         staged.close()
 
 
-def refuse_large(request: Request) -> None:
+def refuse_large(request: Request, limit: int | None = None) -> None:
     """Raise `TooLarge` for a body that says so itself, before any of it is read."""
+    limit = settings.FL_MAX_MODEL_BYTES if limit is None else limit
     try:
         length = int(request.META.get("CONTENT_LENGTH") or 0)
     except ValueError:
         length = 0
-    if length > settings.FL_MAX_MODEL_BYTES + FORM_OVERHEAD:
-        raise TooLarge(
-            f"{length:,} bytes announced; a file may have {settings.FL_MAX_MODEL_BYTES:,}"
-        )
+    if length > limit + FORM_OVERHEAD:
+        raise TooLarge(f"{length:,} bytes announced; a file may have {limit:,}")

@@ -12,13 +12,21 @@ import queue
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from typing import IO, Any
 
 log = logging.getLogger("fl.celery")
 PR_SET_PDEATHSIG = 1
 
 
-def main() -> None:
+def event_worker() -> Callable[[int], None]:
+    """What to do with an id; loads torch, once."""
+    from fl_server_ai.trainer.working import event_work
+
+    return event_work
+
+
+def run(load: Callable[[], Callable[[int], None]]) -> None:
     """Work until the pipe closes; the parent's end, of whatever kind, ends this process at once."""
     parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -40,18 +48,18 @@ def main() -> None:
 
     register_sender("embedded", lambda task, ids: answers.send({"hint": [task, ids]}))
     wakeups.set_forwarder(lambda users: answers.send({"wake": users}))
-    from fl_server_ai.trainer.working import event_work  # loads torch, once
+    work = load()
 
     answers.send({"ready": True})
     while True:
-        event_id = todo.get()
+        row_id = todo.get()
         close_old_connections()
         try:
-            event_work(event_id)
+            work(row_id)
         except Exception:  # the row keeps its lease until it expires; then it is tried again
-            log.exception("event %s failed before it could be released", event_id)
+            log.exception("work %s failed before it could be released", row_id)
         close_old_connections()
-        answers.send({"done": event_id})
+        answers.send({"done": row_id})
 
 
 class Answers:
@@ -76,4 +84,4 @@ def _read(fd: int, todo: queue.SimpleQueue[int]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(event_worker)

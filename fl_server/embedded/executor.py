@@ -1,4 +1,4 @@
-"""Hands trainer events to the warm child, and outlives it."""
+"""Hands ids of work to a warm child, and outlives it."""
 
 import contextlib
 import json
@@ -13,21 +13,30 @@ from typing import Any
 from django.db import close_old_connections
 
 from fl_server.settings.env import child_environment
-from fl_server_ai.services.reconciler import event_lease_drop
 
 log = logging.getLogger("fl.server")
 RESPAWN_SECONDS = (0.0, 1.0, 5.0, 15.0)  # before the next child, by deaths in a row
 
 
 class Executor:
-    """One thread, one child, one event at a time; ids that already wait are not queued twice."""
+    """One thread, one child, one piece of work at a time; ids that already wait are not queued twice.
+
+    `module` is the child's. `drop_lease` is told the id that a child died with. With `lazy` there is no
+    child before there is work.
+    """
 
     def __init__(
         self,
         *,
+        module: str,
+        drop_lease: Callable[[int], None],
+        lazy: bool = False,
         on_wake: Callable[[list[str]], None],
         on_hint: Callable[[str, list[int]], None],
     ) -> None:
+        self._module = module
+        self._drop_lease = drop_lease
+        self._lazy = lazy
         self._on_wake = on_wake
         self._on_hint = on_hint
         self._todo: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -36,7 +45,8 @@ class Executor:
         self._stopping = threading.Event()
         self._child: subprocess.Popen[str] | None = None
         # The child's death signal comes when the *thread* that started it ends: this one stays.
-        self._thread = threading.Thread(target=self._run, daemon=True, name="executor")
+        name = module.rpartition(".")[2]
+        self._thread = threading.Thread(target=self._run, daemon=True, name=f"executor of {name}")
 
     def start(self) -> None:
         self._thread.start()
@@ -45,16 +55,16 @@ class Executor:
     def child_pid(self) -> int | None:
         return self._child.pid if self._child else None
 
-    def submit(self, event_id: int) -> None:
-        """Have the event processed soon; an id that waits already is left alone."""
+    def submit(self, row_id: int) -> None:
+        """Have the work done soon; an id that waits already is left alone."""
         with self._lock:
-            if event_id in self._known:
+            if row_id in self._known:
                 return
-            self._known.add(event_id)
-        self._todo.put(event_id)
+            self._known.add(row_id)
+        self._todo.put(row_id)
 
     def stop(self, seconds: float = 2.0) -> None:
-        """End the child, in the middle of work if it must be: the event's row survives."""
+        """End the child, in the middle of work if it must be: the row survives."""
         self._stopping.set()
         self._todo.put(None)
         child = self._child
@@ -68,25 +78,29 @@ class Executor:
 
     def _run(self) -> None:
         deaths = 0
-        waiting: int | None = None  # an event that is not done, because its child died
+        waiting: int | None = None  # work that is not done, because its child died
         while not self._stopping.is_set():
+            if self._lazy and waiting is None:
+                waiting = self._todo.get()
+                if waiting is None:
+                    return
             child = self._spawn()
             try:
                 self._await(child, "ready")
                 while True:
-                    event_id = self._next(child) if waiting is None else waiting
-                    if event_id is None:
+                    row_id = self._next(child) if waiting is None else waiting
+                    if row_id is None:
                         return
-                    waiting = event_id
-                    self._forget(event_id)
-                    self._tell(child, event_id)
+                    waiting = row_id
+                    self._forget(row_id)
+                    self._tell(child, row_id)
                     self._await(child, "done")
                     waiting, deaths = None, 0
             except ChildDiedError:
                 if self._stopping.is_set():
                     return
                 code = child.wait()
-                log.warning("the aggregation process died (%s); starting another one", _why(code))
+                log.warning("%s died (%s); another one starts", self._module, _why(code))
                 if waiting is not None:
                     self._lose(waiting)
                 pause = RESPAWN_SECONDS[min(deaths, len(RESPAWN_SECONDS) - 1)]
@@ -101,8 +115,8 @@ class Executor:
         raise ChildDiedError
 
     def _spawn(self) -> subprocess.Popen[str]:
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "fl_server.embedded.child"],
+        self._child = subprocess.Popen(  # noqa: S603 - a module of ours
+            [sys.executable, "-m", self._module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=child_environment(),
@@ -111,10 +125,10 @@ class Executor:
         )
         return self._child
 
-    def _tell(self, child: subprocess.Popen[str], event_id: int) -> None:
+    def _tell(self, child: subprocess.Popen[str], row_id: int) -> None:
         assert child.stdin is not None  # noqa: S101 - it was asked for
         try:
-            child.stdin.write(json.dumps({"run": event_id}) + "\n")
+            child.stdin.write(json.dumps({"run": row_id}) + "\n")
             child.stdin.flush()
         except (OSError, ValueError) as error:
             raise ChildDiedError from error
@@ -132,16 +146,16 @@ class Executor:
                 return
         raise ChildDiedError
 
-    def _forget(self, event_id: int) -> None:
+    def _forget(self, row_id: int) -> None:
         with self._lock:
-            self._known.discard(event_id)
+            self._known.discard(row_id)
 
-    def _lose(self, event_id: int) -> None:
+    def _lose(self, row_id: int) -> None:
         try:
             close_old_connections()
-            event_lease_drop(event_id=event_id)
+            self._drop_lease(row_id)
         except Exception:  # the lease then expires by itself
-            log.exception("event %s: its lease could not be dropped", event_id)
+            log.exception("%s: the lease of %s could not be dropped", self._module, row_id)
         finally:
             close_old_connections()
 

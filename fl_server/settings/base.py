@@ -188,6 +188,9 @@ FL_INFERENCE_CHILDREN = env_int(
 FL_INFERENCE_THREADS = env_int(
     "FL_INFERENCE_THREADS", 0, "Threads that a model is run with; 0 = as many as there are cores."
 )
+FL_INFERENCE_QUEUE = env_int(
+    "FL_INFERENCE_QUEUE", 100, "Questions to models that one user may have waiting at a time."
+)
 FL_INFERENCE_DEVICE = env("FL_INFERENCE_DEVICE", "cpu", "Where models are run: cpu or cuda:<n>.")
 FL_MAX_JSON_NUMBERS = 1_000_000  # of an answer; larger ones are binary
 CELERY_BROKER_URL = FL_REDIS_URL

@@ -8,6 +8,8 @@ from fl_server.settings.base import *
 SECRET_KEY = "only for tests"
 FL_DATA_DIR = Path(tempfile.mkdtemp(prefix="fl-test-"))
 FL_EXECUTOR = "none"
+FL_INFERENCE_WAIT = 0
+FL_INFERENCE_THREADS = 1
 FL_STAGING_DIR = FL_DATA_DIR / "staging"
 STATIC_ROOT = FL_DATA_DIR / "static"
 STATIC_ROOT.mkdir()  # whitenoise warns where there is none

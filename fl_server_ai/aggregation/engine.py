@@ -15,8 +15,7 @@ from fl_server_ai.aggregation.blocks import FLOATS, Draft, Run, Source, UpdateCh
 from fl_server_ai.aggregation.crew import Progress, run_all
 from fl_server_ai.aggregation.device import resolve, single_threaded_torch, thread_count
 from fl_server_ai.aggregation.files import Files
-from fl_server_ai.aggregation.fold import Folder
-from fl_server_ai.aggregation.gram import block_length, partial_gram, stripes
+from fl_server_ai.aggregation.gram import GramWorker, stripes
 from fl_server_ai.aggregation.integers import POLICIES
 from fl_server_ai.aggregation.state import State
 from fl_server_ai.aggregation.step import Step, overrides
@@ -190,11 +189,10 @@ def _gram(
     partial: dict[int, Tensor] = {}
 
     def worker() -> Callable[[int], None]:
-        folder = Folder(device, block_length(n), 8)
+        crew_member = GramWorker(device, n)
 
         def add(index: int) -> None:
-            with folder.on_device():
-                partial[index] = partial_gram(folder, base, sources, dealt[index])
+            partial[index] = crew_member.partial(base, sources, dealt[index])
 
         return add
 

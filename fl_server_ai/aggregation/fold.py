@@ -63,6 +63,8 @@ class Folder:
         self._out = Slot(elements * itemsize, torch.device("cpu"))
         self._sum = torch.empty(elements, dtype=torch.float64, device=device)
         self._wide = torch.empty(elements, dtype=torch.float64, device=device)
+        self._store: Tensor | None = None
+        self._matrices: dict[tuple[str, int, int], Tensor] = {}
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def on_device(self) -> AbstractContextManager[object]:
@@ -105,6 +107,23 @@ class Folder:
             row.copy_(block)
         return rows
 
+    def matrix(self, sources: Sequence[Source], run: Run, start: int, count: int) -> Tensor:
+        """The same as `rows` in a buffer that is kept: valid until the next call."""
+        key = run.dtype, len(sources), count
+        if key not in self._matrices:
+            size = key[1] * count
+            if self._store is None or self._store.numel() < size * run.itemsize:
+                self._matrices.clear()
+                self._store = torch.empty(
+                    size * run.itemsize, dtype=torch.uint8, device=self.device
+                )
+            flat = self._store[: size * run.itemsize].view(FLOATS[run.dtype])
+            self._matrices[key] = flat.view(key[1], count)
+        rows = self._matrices[key]
+        for row, block in zip(rows, self.blocks(sources, run, start, count), strict=True):
+            row.copy_(block)
+        return rows
+
     def result(self, values: Tensor, run: Run) -> tuple[Tensor, memoryview]:
         """`values` cast to the run's dtype, as a host tensor and its bytes; valid until the next call."""
         host, data = self._out.view(run, values.numel())
@@ -141,7 +160,11 @@ def _mean(blocks: Iterator[Tensor], weights: Sequence[float]) -> Tensor:
     divisor = float(sum(weights))
     quotient = high / divisor
     product, error = _product(quotient, divisor)
-    rest = ((high - product) - error + low) / divisor
+    rest = (high - product) - error + low
+    tail = math.fsum([*weights, -divisor])  # what the sum of fractional weights was rounded by
+    if tail:
+        rest = rest - quotient * tail
+    rest = rest / divisor
     return torch.where(rest == 0, quotient, quotient + rest)  # -0 + 0 would be 0
 
 

@@ -7,8 +7,17 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fl_server_core.exceptions import AggregationException
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def compared(gram: "Tensor | None") -> "Tensor":
+    """The Gram matrix that a strategy with `needs_gram` is given."""
+    if gram is None:
+        raise AggregationException("this strategy compares the updates; it needs the base model")
+    return gram
 
 
 def squared_distances(gram: "Tensor") -> "Tensor":
@@ -40,5 +49,18 @@ def median(values: Sequence[float]) -> float:
 
 
 def move(x: "Tensor", y: "Tensor", share: float) -> "Tensor":
-    """x + share (y - x), where a coordinate that did not move keeps its bytes, minus zero included."""
-    return y if share == 1 else x - (x - y) * share
+    """x + share (y - x), where a coordinate that did not move keeps its bytes, minus zero included.
+
+    A share within rounding of 1 is 1, so that updates that are alike give back their own bytes.
+    """
+    return y if share > 1 - 1e-12 else x - (x - y) * share
+
+
+def shorten(length: float, limit: float) -> float:
+    """The part of a way that stays within the limit; all of it if there is no way to go."""
+    return 1.0 if length <= limit else limit / length
+
+
+def within_reach(gram: "Tensor") -> list[bool]:
+    """Which updates are small enough to be compared."""
+    return [math.isfinite(square) for square in gram.diagonal().tolist()]

@@ -9,6 +9,7 @@ from fl_server_ai.aggregation.blocks import Run, Source
 from fl_server_ai.aggregation.fold import Folder
 
 STRIPES = 8  # partial sums; fixed, so that the result does not depend on the number of threads
+TILE = 32  # updates; the products below a tile on the diagonal are not worked out but mirrored
 BUDGET = 8 << 20  # bytes of float64 rows a thread holds
 
 
@@ -28,16 +29,29 @@ def stripes(floats: Sequence[Run], updates: int) -> list[list[tuple[Run, int, in
     return [blocks[index::STRIPES] for index in range(STRIPES)]
 
 
-def partial_gram(
-    folder: Folder,
-    base: Source,
-    sources: Sequence[Source],
-    stripe: Sequence[tuple[Run, int, int]],
-) -> Tensor:
-    """(n, n) float64 on the CPU: products of (update - base) over one stripe."""
-    total = torch.zeros((len(sources),) * 2, dtype=torch.float64, device=folder.device)
-    for run, start, count in stripe:
-        rows = folder.rows([base, *sources], run, start, count).to(torch.float64)
-        deltas = rows[1:] - rows[0]
-        total += deltas @ deltas.T
-    return total.cpu()
+class GramWorker:
+    """The buffers of one thread: the float64 rows of a block, and one block read from a file."""
+
+    def __init__(self, device: torch.device, updates: int) -> None:
+        length = block_length(updates)
+        self.folder = Folder(device, length, 8)
+        self._rows = torch.empty((updates, length), dtype=torch.float64, device=device)
+
+    def partial(
+        self, base: Source, sources: Sequence[Source], stripe: Sequence[tuple[Run, int, int]]
+    ) -> Tensor:
+        """(n, n) float64 on the CPU: products of (update - base) over one stripe; symmetric, bit for bit."""
+        n = len(sources)
+        total = torch.zeros((n, n), dtype=torch.float64, device=self._rows.device)
+        with self.folder.on_device():
+            for run, start, count in stripe:
+                rows = self._rows[:, :count]
+                x = self.folder.mean([base], [1], run, start, count)
+                blocks = self.folder.blocks(sources, run, start, count)
+                for row, block in zip(rows, blocks, strict=True):
+                    row.copy_(block).sub_(x)
+                for top in range(0, n, TILE):
+                    above = slice(top, top + TILE)
+                    total[above, top:] += rows[above] @ rows[top:].T
+        upper = total.triu().cpu()
+        return upper + upper.triu(1).T

@@ -1,8 +1,10 @@
-"""Order statistics of every coordinate: what is needed of a sort, and only that.
+"""Order statistics of every coordinate: what is needed of a sort, and only that where it is faster.
 
-A sorting network (Batcher's merge exchange, Knuth 5.2.2M) compares whole rows, so that each comparison is one
-pass of vector instructions; comparisons that do not lead to a wanted rank are left out. Numbers are compared
-as integers that sort as the floats do: bits, not values, so -0 < +0 and the bytes are those of a full sort.
+Of a few updates, a sorting network (Batcher's merge exchange, Knuth 5.2.2M) compares whole rows, so that each
+comparison is one pass of vector instructions, and comparisons that do not lead to a wanted rank are left out.
+Of more, NumPy sorts the columns, also with vector instructions; its partition is slower up to hundreds.
+Numbers are compared as integers that sort as the floats do: bits, not values, so -0 < +0 and either way
+makes the bytes of a full sort.
 """
 
 from functools import lru_cache
@@ -11,42 +13,52 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-COLUMNS = 16_384  # a pass; fewer wait for Python, more for memory
-LARGEST_NETWORK = 2048  # updates; beyond, the network has so many comparisons that sorting is faster
+NETWORK = 16  # updates; beyond, sorting is faster
+COLUMNS = {True: 16_384, False: 4096}  # a pass of the network; of sorting
 INTEGERS = {1: "char", 2: "short", 4: "int", 8: "long"}
-Comparison = tuple[int, int, bool, bool]  # two rows, and whether the smaller and the larger are needed
+Comparison = tuple[
+    int, int, bool, bool
+]  # two rows, and whether the smaller and the larger are needed
 
 
 def ranked(rows: "Tensor", first: int, last: int) -> "Tensor":
     """(n, block) floats to (last - first, block): of each column the ranks from `first` to before `last`."""
     count, width = rows.shape
     whole = getattr(rows[:0, :0], INTEGERS[rows.element_size()])().dtype
-    result = rows.new_empty((last - first, width))
+    result: Tensor = rows.new_empty((last - first, width))
     target = result.view(whole)
-    plain = rows.is_cuda or count > LARGEST_NETWORK
-    step = width if plain else COLUMNS
-    for start in range(0, width, max(1, step)):
-        keys = _turn(rows[:, start : start + step].view(whole))
-        place = target[:, start : start + step]
-        if plain:
-            place.copy_(_turn(keys.sort(dim=0).values[first:last]))
-            continue
-        lines = list(keys.unbind(0))
-        for a, b, smaller, larger in network(count, first, last):
-            x, y = lines[a], lines[b]
-            if smaller:
-                lines[a] = x.minimum(y)
-            if larger:
-                lines[b] = x.maximum(y)
-        for line, key in zip(place, lines[first:last], strict=True):
-            line.copy_(_turn(key))
+    compare = count <= NETWORK and not rows.is_cuda
+    for start in range(0, width, COLUMNS[compare]):
+        part = slice(start, start + COLUMNS[compare])
+        keys = _turn(rows[:, part].view(whole))
+        if compare:
+            _by_network(target[:, part], keys, first, last)
+        elif rows.is_cuda:
+            target[:, part] = _turn(keys.sort(dim=0).values[first:last])
+        else:
+            columns = keys.T.contiguous()
+            columns.numpy().sort(axis=1)
+            target[:, part] = _turn(columns[:, first:last]).T
     return result
+
+
+def _by_network(target: "Tensor", keys: "Tensor", first: int, last: int) -> None:
+    lines = list(keys.unbind(0))
+    for a, b, smaller, larger in network(len(keys), first, last):
+        x, y = lines[a], lines[b]
+        if smaller:
+            lines[a] = x.minimum(y)
+        if larger:
+            lines[b] = x.maximum(y)
+    for line, key in zip(target, lines[first:last], strict=True):
+        line.copy_(_turn(key))
 
 
 def _turn(bits: "Tensor") -> "Tensor":
     """A float's bits to the integer that sorts like it, and back: negative numbers are turned over."""
     width = 8 * bits.element_size()
-    return bits ^ ((bits >> (width - 1)) & (2 ** (width - 1) - 1))
+    turned: Tensor = bits ^ ((bits >> (width - 1)) & (2 ** (width - 1) - 1))
+    return turned
 
 
 @lru_cache(maxsize=32)
@@ -76,19 +88,18 @@ def _merge_exchange(count: int) -> list[tuple[int, int]]:
     return pairs
 
 
-def mean_of_ranks(rows: "Tensor", first: int, last: int) -> "Tensor":
-    """(n, block) to (block,) float64: the mean of the ranks from `first` to before `last`, added in order."""
-    return mean_of(ranked(rows, first, last))
-
-
 def mean_of(values: "Tensor") -> "Tensor":
-    """(k, block) to its mean over k, float64; a sum that overflows is taken again of the halves' halves."""
+    """(k, block), sorted in each column, to the mean over k: (block,) float64; no finite numbers overflow.
+
+    Where all are alike, that value, bit for bit.
+    """
     k = len(values)
     total = _sum(values, 1.0) / k
-    if not total.isfinite().all():
-        # Only float64 can get here. Each number loses at most bits a thousand below the largest.
+    if (
+        not total.isfinite().all()
+    ):  # float64 only; each number loses nothing but bits far below the largest
         total = total.where(total.isfinite(), _sum(values, 2.0**-16) / k * 2.0**16)
-    return total
+    return total.where(values[0] != values[-1], values[0].double())
 
 
 def _sum(values: "Tensor", scale: float) -> "Tensor":

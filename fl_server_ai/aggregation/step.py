@@ -65,7 +65,7 @@ class Step:
         if run.dtype in FLOATS and not self.reduces:
             return self.block
         itemsize = run.itemsize if run.dtype in FLOATS else 16  # int64 copies of integers
-        return max(1, min(self.block, ROWS_BUDGET // (itemsize * len(self.files.sources))))
+        return max(1, min(self.block, ROWS_BUDGET // (itemsize * len(self.sources))))
 
     def worker(self) -> Callable[[Job], None]:
         longest = max((self._length(run) for run in self.floats), default=0)
@@ -86,7 +86,7 @@ class Step:
 
     def _floats(self, folder: Folder, run: Run, start: int, count: int) -> memoryview:
         if self.reduces:
-            y = self.strategy.reduce(folder.rows(self.sources, run, start, count))
+            y = self.strategy.reduce(folder.matrix(self.sources, run, start, count))
         else:
             y = folder.mean(self.sources, self.weights, run, start, count)
         if self.moves and self.files.base is not None:

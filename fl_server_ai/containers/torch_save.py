@@ -28,7 +28,7 @@ class TorchSave(Container):
 
     def template(self, source: Path, limits: Limits) -> Ties:
         with open_weights(source, limits) as weights:
-            check_overwritable(weights)
+            check_overwritable(weights, source.parent)
             return weights.ties()
 
     def write(self, canonical: Path, out: Path, template: Path | None = None) -> None:

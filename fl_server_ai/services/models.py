@@ -1,19 +1,30 @@
 """Uploading models and giving their weights back in the container that their owner uses."""
 
+import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fl_server_ai.containers import check_finite, check_some, sniff, template_ties, write_back
+from django.conf import settings
+
+from fl_server_ai.containers import (
+    Limits,
+    check_finite,
+    check_some,
+    sniff,
+    template_ties,
+    write_back,
+)
+from fl_server_ai.sandbox.programs import Kind, check_program
 from fl_server_ai.services.intake import canonical_blob
 from fl_server_ai.services.renderings import rendering
-from fl_server_core.exceptions import NotPermitted
+from fl_server_core.exceptions import NotPermitted, OutOfSpace
 from fl_server_core.lifecycle import TaskKind, TaskState
 from fl_server_core.models import Blob, GlobalModel, Task, User
 from fl_server_core.models.weights import ModelType
@@ -22,6 +33,8 @@ from fl_server_core.services.models import model_create, preprocessing_set
 from fl_server_core.storage import local_path, staging_path
 
 SAFETENSORS = "safetensors"
+# Containers that hold a program, and what the sandbox calls it.
+PROGRAMS: Mapping[str, Kind] = {"torchscript": "torchscript"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,10 @@ def model_prepared(
     if not (owner.actor or owner.is_superuser):
         raise NotPermitted("only an actor may upload models; ask the admin for that role")
     container = sniff(model_file)
+    if container in PROGRAMS:
+        check_program(
+            model_file, PROGRAMS[container], Limits(file_bytes=settings.FL_MAX_MODEL_BYTES)
+        )
     preprocessing = _preprocessing_blob(preprocessing_file) if preprocessing_file else None
     stored: list[Blob] = [preprocessing] if preprocessing else []
     try:
@@ -153,11 +170,20 @@ def weights_open(*, model: GlobalModel, blob: Blob, container: str) -> Iterator[
         kept = f"{template.digest[:16] if template else container}-{blob.digest}"
 
         def make(path: Path) -> None:
-            if template is None:
-                write_back(container, canonical, path)
-                return
-            with local_path(template) as original:
-                write_back(container, canonical, path, original)
+            try:
+                if template is None:
+                    write_back(container, canonical, path)
+                    return
+                with local_path(template) as original:
+                    write_back(container, canonical, path, original)
+            except OSError as error:
+                if _no_space(error):
+                    raise OutOfSpace("the server's disk is full; ask for safetensors") from error
+                raise
 
         with rendering(kept, make) as (path, digest):
             yield Rendered(path, digest, path.stat().st_size)
+
+
+def _no_space(error: OSError) -> bool:
+    return error.errno in {errno.ENOSPC, errno.EDQUOT}

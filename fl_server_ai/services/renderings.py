@@ -43,23 +43,29 @@ def _locked(key: str) -> Iterator[None]:
     path = folder / f"{key}.lock"
     with path.open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        os.utime(path)  # the sweep deletes by age
+        os.utime(lock.fileno())  # the sweep deletes by age
         yield
 
 
 def _take(key: str, own: Path) -> str | None:
-    """Link the kept file to `own`; its digest is in its name."""
+    """Link the kept file to `own`; its size and digest are in its name."""
     for kept in _folder().glob(f"{key}.sha256-*"):
         with suppress(OSError):  # deleted just now, or a file system without links
             os.link(kept, own)
             os.utime(own)
-            return kept.name.rpartition("-")[2]
+            _, size, digest = kept.name.rsplit("-", 2)
+            if own.stat().st_size == int(size):
+                return digest
+            own.unlink()  # cut off by a lost machine
+            kept.unlink(missing_ok=True)
     return None
 
 
 def _offer(own: Path, key: str, digest: str) -> None:
     with suppress(OSError):
-        os.link(own, _folder() / f"{key}.sha256-{digest}")
+        with own.open("rb") as file:
+            os.fsync(file.fileno())  # a name that outlives its bytes would be served as they were
+        os.link(own, _folder() / f"{key}.sha256-{own.stat().st_size}-{digest}")
     found = []
     for path in _folder().glob("*.sha256-*"):
         with suppress(FileNotFoundError):

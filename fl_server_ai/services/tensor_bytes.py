@@ -38,6 +38,11 @@ def put(data: bytes) -> tuple[bytes | None, Blob | None]:
     """What a row is to hold: the bytes, or the unsaved blob of a file with them."""
     if len(data) <= INLINE:
         return data, None
+    return None, stored(data)
+
+
+def stored(data: bytes) -> Blob:
+    """An unsaved blob of a synced file with these bytes."""
     path = staging_path(".safetensors")
     try:
         with path.open("xb") as file:
@@ -45,12 +50,12 @@ def put(data: bytes) -> tuple[bytes | None, Blob | None]:
             file.flush()
             os.fsync(file.fileno())
         digest = hashlib.sha256(data).hexdigest()
-        return None, blob_store(source=path, digest=digest, size=len(data))
+        return blob_store(source=path, digest=digest, size=len(data))
     finally:
         path.unlink(missing_ok=True)
 
 
-def got(data: bytes | None, file: Blob | None) -> bytes:
+def got(data: bytes | memoryview | None, file: Blob | None) -> bytes:
     """What `put` stored."""
     if file is None:
         return bytes(data or b"")

@@ -18,10 +18,6 @@ from fl_server_core.models.trainings import UncertaintyMethod
 # Known from the wire contract; refused until the server really does them.
 LATER_STRATEGIES = frozenset(
     [
-        "FedAvgM",
-        "FedAdagrad",
-        "FedAdam",
-        "FedYogi",
         "FedNova",
         "SCAFFOLD",
         "FedDyn",
@@ -29,12 +25,6 @@ LATER_STRATEGIES = frozenset(
         "FedDGGA",
         "FedBuff",
         "FedAsync",
-        "FedMedian",
-        "TrimmedMean",
-        "Krum",
-        "MultiKrum",
-        "Bulyan",
-        "GeometricMedian",
         "FLTrust",
         "FedSGD",
         "FedPM",

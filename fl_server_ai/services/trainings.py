@@ -14,11 +14,19 @@ from fl_server_ai.notifications import wakeups
 from fl_server_ai.services.chaining import starts_of
 from fl_server_ai.services.rounds import round_advance
 from fl_server_ai.services.training_options import options_validate, trainer_options
-from fl_server_core.exceptions import Conflict, IllegalMove, Invalid, NotAvailable, NotPermitted
+from fl_server_core.exceptions import (
+    Conflict,
+    IllegalMove,
+    Invalid,
+    NotAvailable,
+    NotPermitted,
+    Unusable,
+)
 from fl_server_core.lifecycle import RoundPhase, TrainingState, move
 from fl_server_core.models import GlobalModel, Round, Training, User
 from fl_server_core.models.notifications import NotificationType
 from fl_server_core.models.trainings import UncertaintyMethod
+from fl_server_core.models.weights import ModelType
 from fl_server_core.services import rounds, trainings
 from fl_server_core.services.moments import swag_open
 from fl_server_core.services.notifications import notifications_queue
@@ -39,7 +47,11 @@ def training_create(
     clients: Sequence[uuid.UUID] = (),
 ) -> Training:
     """Create a training after checking every option; what comes later is refused, never ignored."""
-    if uncertainty_method not in {UncertaintyMethod.NONE, UncertaintyMethod.SWAG}:
+    if model.type == ModelType.MEAN:
+        raise Unusable(
+            "a MEAN model has no weights to train; train its members", code="NOT_TRAINABLE"
+        )
+    if uncertainty_method == UncertaintyMethod.ENSEMBLE:
         raise NotAvailable(f"{uncertainty_method} is not available on this server yet")
     options_validate(
         aggregation_method=aggregation_method,

@@ -86,9 +86,13 @@ def _updates(training: Training, round: Round, options: TrainerOptions) -> list[
 
 
 def _meta(update: LocalModel, options: TrainerOptions) -> UpdateMeta:
-    # One participant may have left two chains; in the order of rounds, then.
+    participant = str(update.owner_id)
+    if (
+        options.daisy_chain_period
+    ):  # one participant may have left two chains: in the order of rounds
+        participant += f"/{update.round.number:010}"
     return UpdateMeta(
-        participant=f"{update.owner_id}/{update.round.number:010}",
+        participant=participant,
         num_examples=weight_of(options, update),
     )
 

@@ -1,5 +1,6 @@
 """One worker, one event: claim it, keep its lease, handle it, and say what went wrong if it did."""
 
+import errno
 import logging
 from functools import partial
 
@@ -14,7 +15,11 @@ from fl_server_core.lifecycle import OPEN_PHASES
 from fl_server_core.services.events import event_claim, event_release, event_renew
 
 log = logging.getLogger("fl.celery")
-TRANSIENT = (OSError, OperationalError)  # the disk or the database, not the work
+# What a full disk, a lost file server or too much else going on raise: waiting helps.
+PASSING = {
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ESTALE,
+    errno.ETIMEDOUT, errno.ENOTCONN, errno.EROFS,
+}  # fmt: skip
 
 
 def event_work(event_id: int) -> None:
@@ -33,9 +38,20 @@ def event_work(event_id: int) -> None:
             trainer.handle(EVENTS[work.type](trainer))
         except AggregationException as error:
             event_give_up(event=work, reason=f"AGGREGATION_FAILED: {error}")
-        except TRANSIENT as error:
+        except (OSError, OperationalError) as error:
+            if not _passing(error):
+                log.exception("%s: %s failed, attempt %s", where, work.type, work.attempt)
+                event_release(event=work, error=f"{type(error).__name__}: {error}")
+                return
             log.warning("%s: %s waits: %s", where, work.type, error)
             event_release(event=work, error=f"{type(error).__name__}: {error}", spent=False)
         except Exception as error:
             log.exception("%s: %s failed, attempt %s", where, work.type, work.attempt)
             event_release(event=work, error=f"{type(error).__name__}: {error}")
+
+
+def _passing(error: Exception) -> bool:
+    """Whether the same may go well later, without anybody doing anything to the work."""
+    if isinstance(error, OperationalError | ConnectionError | TimeoutError):
+        return True
+    return isinstance(error, OSError) and error.errno in PASSING

@@ -56,7 +56,9 @@ class InferenceInput(Input):
     dtype = serializers.ChoiceField(
         sorted(DTYPES), required=False, help_text="Of nested lists; float32 if left out."
     )
-    return_format = serializers.ChoiceField(FORMATS, default="json")
+    return_format = serializers.ChoiceField(
+        FORMATS, required=False, help_text="json if left out, in a form binary (safetensors)."
+    )
     uncertainty_method = Text(
         required=False, max_length=64, help_text="The training's if left out; NONE without one."
     )
@@ -67,7 +69,6 @@ class InferenceForm(InferenceInput):
     """The same with a file of one tensor: safetensors, .npz or torch.save."""
 
     model_input = serializers.FileField(allow_empty_file=True)  # type: ignore[assignment]
-    return_format = serializers.ChoiceField(FORMATS, default="binary")
 
 
 class InferenceOutput(serializers.Serializer[Any]):

@@ -7,7 +7,7 @@ from drf_spectacular.utils import PolymorphicProxySerializer, extend_schema_fiel
 from rest_framework import serializers
 from rest_framework.fields import empty
 
-from fl_server_api.serializers.common import Input, Text
+from fl_server_api.serializers.common import Finite, Input, Text
 from fl_server_core.models import GlobalModel, LocalModel, Metric, ModelVersion
 
 MAX_INT = 2**31 - 1
@@ -37,7 +37,18 @@ class ModelInput(Input):
     )
     model_file = serializers.FileField(required=False, allow_empty_file=True)
     model_preprocessing_file = serializers.FileField(required=False, allow_empty_file=True)
-    models = serializers.ListField(child=serializers.UUIDField(), required=False)
+    models = serializers.ListField(
+        child=serializers.UUIDField(),
+        required=False,
+        max_length=1000,
+        help_text="Of type MEAN: the members' ids.",
+    )
+    weights = serializers.ListField(
+        child=Finite(),
+        required=False,
+        max_length=1000,
+        help_text="Of type MEAN: how much each member counts; all alike if left out.",
+    )
 
 
 class ModelCreated(serializers.Serializer[Any]):

@@ -19,7 +19,6 @@ from fl_server_ai.services.inference import (
     inference_json,
     inference_wait,
     method_of,
-    methods,
     subject_of,
 )
 from fl_server_ai.services.inference_inputs import input_from_file, input_from_json
@@ -35,6 +34,7 @@ from fl_server_api.serializers.inference import (
     MethodOutput,
     encoded,
 )
+from fl_server_api.uploads import refuse_large
 from fl_server_api.views.base import View, answers, parsed
 from fl_server_core.exceptions import Invalid
 from fl_server_core.lifecycle import EventState
@@ -56,6 +56,10 @@ _places = threading.BoundedSemaphore(32)
 class InferencesView(View):
     """Questions to models."""
 
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        refuse_large(request, settings.FL_MAX_INPUT_BYTES)
+
     @extend_schema(
         operation_id="inference",
         request={"application/json": InferenceInput, "multipart/form-data": InferenceForm},
@@ -64,18 +68,20 @@ class InferencesView(View):
     def post(self, request: Request) -> HttpResponseBase:
         """Ask a model that you see. What takes longer than a moment is answered at `url`, for a day."""
         form = (request.content_type or "").startswith("multipart/")
-        body = parsed(InferenceForm if form else InferenceInput, request)
+        file = "model_input" in request.FILES
+        body = parsed(InferenceForm if file else InferenceInput, request)
+        return_format = body.get("return_format", "binary" if form else "json")
         user, given, dtype = caller(request), body["model_input"], body.get("dtype")
         subject = subject_of(user=user, model_id=body["model_id"])
         method, options = method_of(subject, body.get("uncertainty_method"), body["options"])
         tensor = (
-            input_from_file(given.staged_path, dtype) if form else input_from_json(given, dtype)
+            input_from_file(given.staged_path, dtype) if file else input_from_json(given, dtype)
         )
         job = inference_ask(
             user=user, subject=subject, tensor=tensor, method=method, options=options,
-            return_format=body["return_format"],
+            return_format=return_format,
         )  # fmt: skip
-        return _told(request, _waited(job), body["return_format"])
+        return _told(request, _waited(job), return_format)
 
 
 class InferenceView(View):
@@ -145,7 +151,7 @@ class MethodsView(View):
     )
     def get(self, request: Request) -> Response:
         """Every method that an inference or a training may name, with the schema of its options."""
-        return Response([_described(name) for name in methods()])
+        return Response([_described(name) for name in UNCERTAINTY])
 
 
 def _described(name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from fl_server_ai.services.ensembles import mean_create
 from fl_server_ai.services.models import (
     SAFETENSORS,
     model_prepared,
@@ -37,7 +38,7 @@ from fl_server_api.serializers.models import (
     UpdateInput,
 )
 from fl_server_api.views.base import View, answers, parsed
-from fl_server_core.exceptions import Invalid, NotAvailable, NotFound
+from fl_server_core.exceptions import Invalid, NotFound
 from fl_server_core.models import GlobalModel, LocalModel, ModelVersion
 from fl_server_core.selectors import (
     get_visible,
@@ -82,15 +83,13 @@ class ModelsView(View):
     @extend_schema(
         operation_id="models_create",
         request={"multipart/form-data": ModelInput},
-        responses=answers({201: ModelCreated}, 400, 409, 415, 422, 507),
+        responses=answers({201: ModelCreated}, 400, 404, 409, 415, 422, 507),
     )
     def post(self, request: Request) -> Response:
-        """Upload a model: safetensors, .npz, torch.save or TorchScript."""
+        """Upload a model: safetensors, .npz, torch.save or TorchScript; or make an ensemble of some (MEAN)."""
         body = parsed(ModelInput, request)
-        if body["type"] not in {"GLOBAL", "SWAG"}:
-            raise NotAvailable(
-                f"models of type {body['type']} are not available on this server yet"
-            )
+        if body["type"] == "MEAN":
+            return create_once(request, lambda: _mean(request, body))
         file, preprocessing = body.get("model_file"), body.get("model_preprocessing_file")
         if file is None:
             raise _missing("model_file")
@@ -110,6 +109,21 @@ class ModelsView(View):
                 request,
                 lambda: {"detail": "Model Upload Accepted", "model_id": str(create().pk)},
             )
+
+
+def _mean(request: Request, body: dict[str, Any]) -> dict[str, str]:
+    for name in ("model_file", "model_preprocessing_file"):
+        if body.get(name) is not None:
+            raise Invalid(f"a MEAN model has no {name}, but models", code="BAD_MEMBERS")
+    mean = mean_create(
+        owner=caller(request),
+        name=body["name"],
+        description=body["description"],
+        models=body.get("models", []),
+        weights=body.get("weights", []),
+        input_shape=body.get("input_shape") or None,
+    )
+    return {"detail": "Model Upload Accepted", "model_id": str(mean.pk)}
 
 
 def _missing(name: str) -> Invalid:

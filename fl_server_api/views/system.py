@@ -26,7 +26,6 @@ INDEX = {
     "models": "models/",
     "trainings": "trainings/",
     "tasks": "tasks/",
-    "inference": "inference/",
     "aggregators": "aggregators/",
     "uncertainty-methods": "uncertainty-methods/",
 }

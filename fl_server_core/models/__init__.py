@@ -9,7 +9,7 @@ from fl_server_core.models.notifications import Notification
 from fl_server_core.models.rounds import LocalModel, Round, Task
 from fl_server_core.models.trainings import Participant, Training
 from fl_server_core.models.users import ApiToken, User
-from fl_server_core.models.weights import Blob, GlobalModel, ModelVersion
+from fl_server_core.models.weights import Blob, GlobalModel, MeanMember, ModelVersion
 
 __all__ = [
     "ApiToken",
@@ -18,6 +18,7 @@ __all__ = [
     "IdempotencyKey",
     "InferenceJob",
     "LocalModel",
+    "MeanMember",
     "Metric",
     "ModelVersion",
     "Notification",

@@ -74,6 +74,25 @@ class GlobalModel(models.Model):
         return self.current_version
 
 
+class MeanMember(models.Model):
+    """One model of an ensemble, by its current weights. A MEAN model's own file holds no tensors."""
+
+    mean = models.ForeignKey(GlobalModel, on_delete=models.CASCADE, related_name="members")
+    model = models.ForeignKey(GlobalModel, on_delete=models.PROTECT, related_name="ensembles")
+    position = models.PositiveIntegerField()
+    weight = models.FloatField()  # any positive scale
+
+    class Meta:
+        ordering = ["mean", "position"]
+        constraints = [
+            models.UniqueConstraint(fields=["mean", "model"], name="one_membership_per_model"),
+            models.CheckConstraint(condition=models.Q(weight__gt=0), name="weight_is_positive"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model_id} in {self.mean_id}"
+
+
 class ModelVersion(models.Model):
     """An immutable set of weights: what was uploaded, or what a round came to."""
 

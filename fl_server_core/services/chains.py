@@ -62,6 +62,13 @@ def chain_permute(
 
 
 def chain_continue(training: Training, users: Sequence[User]) -> dict[uuid.UUID, LocalModel | None]:
-    """Everybody goes on with his own newest model; who has none begins with the global model."""
-    own = {update.owner_id: update for update in chain_models(training)}
-    return {user.pk: own.get(user.pk) for user in users}
+    """Everybody goes on with his own newest model.
+
+    Who has none takes over one that nobody goes on with, in the order of owners; then the global model.
+    """
+    models = chain_models(training)
+    own = {update.owner_id: update for update in models}
+    taken = {user.pk: own.get(user.pk) for user in users}
+    going = {update.pk for update in taken.values() if update is not None}
+    waiting = iter([update for update in models if update.pk not in going])
+    return {pk: update or next(waiting, None) for pk, update in taken.items()}

@@ -85,6 +85,12 @@ def model_delete(*, model: GlobalModel, user: User) -> None:
             code="MODEL_IN_USE",
             state=training.state,
         )
+    ensemble = model.ensembles.first()
+    if ensemble is not None:
+        raise Conflict(
+            f"the MEAN model {ensemble.mean_id} has this model as a member; delete that one first",
+            code="MODEL_IN_USE",
+        )
     blobs = list(model.versions.values_list("blob_id", flat=True))
     blobs += [blob for blob in (model.preprocessing_id, model.template_id) if blob]
     GlobalModel.objects.filter(pk=model.pk).update(current_version=None)

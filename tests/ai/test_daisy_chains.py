@@ -9,6 +9,7 @@ from safetensors.numpy import load, save
 
 from fl_server_ai.services.chaining import AGGREGATE, CHAIN, CONTINUE, step_after
 from fl_server_ai.services.models import weights_for
+from fl_server_ai.services.reconciler import sweep
 from fl_server_ai.services.training_options import TrainerOptions
 from fl_server_ai.services.trainings import training_clients_remove
 from fl_server_ai.services.updates import update_submit
@@ -25,8 +26,9 @@ from fl_server_core.models import (
     Training,
 )
 from fl_server_core.services.chains import chain_permute
+from fl_server_core.services.trainings import training_add_clients
 from fl_server_core.storage import local_path
-from tests.scenes import Arrays, Scene, scene, staged
+from tests.scenes import Arrays, Scene, person, scene, staged
 
 pytestmark = pytest.mark.django_db
 SAMPLES = {"ada": 3, "grace": 5, "joan": 7, "mary": 11}
@@ -209,15 +211,56 @@ def test_who_drops_out_leaves_his_model_and_who_joins_begins_with_the_global_one
     same(running.current(), mean(arrays, [update.sample_size for update in weighed]))
 
 
-def test_chains_may_count_by_all_samples_since_the_last_average() -> None:
+@pytest.mark.parametrize("weight", ["last", "chain_samples"])
+def test_chains_count_by_the_last_site_or_by_all_since_the_last_average(weight: str) -> None:
     running = scene(
-        "ada", "grace", rounds=1, daisy_chain_period=2, skip_model_tests=True,
-        chain_weight="chain_samples", no_fixed_points=True,
+        "ada", "grace", "joan", rounds=1, daisy_chain_period=2, skip_model_tests=True,
+        chain_weight=weight, no_fixed_points=True,
+    )  # fmt: skip
+    run(running, rounds=1)
+    chain = running.round.chain
+    names = {str(user.pk): name for name, user in running.sites.items()}
+    owners = {str(one.pk): names[str(one.owner_id)] for one in LocalModel.objects.all()}
+    models, weights = [], []
+    for site in sorted(running.sites, key=lambda name: running.sites[name].pk):
+        before = owners[chain[str(running.sites[site].pk)]]
+        models.append(trained(start_of(running, site), site, 1))
+        weights.append(SAMPLES[site] + (SAMPLES[before] if weight == "chain_samples" else 0))
+
+    run(running, rounds=1)
+
+    same(running.current(), mean(models, weights))
+    assert ModelVersion.objects.get(number=2).total_examples == sum(weights)
+
+
+def test_who_joins_in_the_middle_begins_with_the_global_model() -> None:
+    running = scene("ada", "grace", rounds=1, daisy_chain_period=3, skip_model_tests=True)
+    joan = person("joan", client=True)
+    for site in running.sites:
+        send(running, site)
+    training_add_clients(training=running.training, user=running.actor, clients=[joan.pk])
+    running.work()
+
+    assert sorted(running.round.chain) == sorted(str(u.pk) for u in [joan, *running.sites.values()])
+    assert list(running.round.chain.values()).count(None) == 1
+
+
+def test_a_model_that_waits_is_taken_over_before_the_global_one() -> None:
+    running = scene(
+        "ada", "grace", "joan", rounds=1, daisy_chain_period=4, chain_period=2,
+        skip_model_tests=True, no_fixed_points=True, min_updates=2,
     )  # fmt: skip
     run(running, rounds=2)
+    orphan = running.task("joan").continues
+    for site in ("ada", "grace"):
+        send(running, site)
+    Round.objects.filter(number=2).update(deadline="2020-01-01T00:00:00Z")
+    sweep()
+    running.work()
 
-    version = ModelVersion.objects.get(number=2)
-    assert version.total_examples == 2 * (SAMPLES["ada"] + SAMPLES["grace"])
+    assert running.round.number == 3
+    assert running.task("joan").continues == orphan
+    assert None not in running.round.chain.values()
 
 
 def chained(*names: str) -> tuple[Training, list[Any]]:

@@ -1,14 +1,23 @@
 """Files that torch writes, read without torch and written back so that torch reads them: bit for bit."""
 
+import argparse
+import contextlib
+import datetime as dt
+import enum
+import logging
+import re
 import subprocess
 import sys
 import types
+import uuid
+import warnings
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -217,6 +226,12 @@ def test_ties_are_found_and_tensors_that_overlap_otherwise_cannot_be_written(
     same(torch.load(rewritten(apart, new)), new)
 
 
+def test_one_tensor_alone_is_read_like_a_list_of_one(tmp_path: Path) -> None:
+    torch.save(torch.ones(2), tmp_path / "file.pt")
+
+    same(read(tmp_path / "file.pt"), {"0": torch.ones(2)})
+
+
 REFUSED: dict[str, tuple[Any, str, str]] = {
     "a checkpoint": (
         {"epoch": 3, "state_dict": {"w": torch.ones(1)}}, "NOT_A_STATE_DICT", "under 'state_dict'"
@@ -226,7 +241,6 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
     "an optimizer": (
         torch.optim.SGD([nn.Parameter(torch.ones(1))]), "NOT_A_STATE_DICT", "no torch.nn.Module"
     ),
-    "one tensor": (torch.ones(2), "NOT_A_STATE_DICT", "state_dict"),
     "sparse": ({"w": torch.eye(2).to_sparse()}, "UNSUPPORTED_TENSOR", "'w'"),
     "complex128": ({"w": torch.ones(1, dtype=torch.complex128)}, "UNSUPPORTED_TENSOR", "'w'"),
     "meta": ({"w": torch.ones(1, device="meta")}, "UNSUPPORTED_TENSOR", "'w'"),
@@ -275,6 +289,71 @@ def test_files_as_torch_1_6_laid_them_out_are_read_and_written_back(tmp_path: Pa
     loaded = torch.load(rewritten(old_module, new), weights_only=False)
     same({**dict(loaded.named_parameters()), **dict(loaded.named_buffers())}, new)
     same(torch.jit.load(rewritten(old_script, new)).state_dict(), new)
+
+
+class Kind(enum.Enum):
+    WIDE = "wide"
+
+
+HELD: dict[str, Any] = {
+    "a range": range(3), "a type": int, "a uuid": uuid.uuid4(), "arguments": argparse.Namespace(a=1),
+    "a logger": logging.getLogger("site"), "a pattern": re.compile("x+"), "a function": torch.relu,
+    "an enum": Kind.WIDE, "a zone": dt.UTC, "an array": np.ones(3), "a device": torch.device("cpu"),
+    "a defaultdict": defaultdict(int), "a size": torch.Size([1, 2]), "a path": Path("x"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_modules_may_hold_what_modules_hold(tmp_path: Path, name: str) -> None:
+    module = Block()
+    module.held = HELD[name]
+    module.register_parameter("w", nn.Parameter(torch.ones(2)))
+    torch.save(module, tmp_path / "module.pt")
+
+    same(read(tmp_path / "module.pt"), {"w": torch.ones(2)})
+
+
+def test_hooks_that_a_module_holds_are_no_obstacle(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(2, 2))
+    module.handle = module[0].register_forward_hook(print)
+    with contextlib.suppress(AttributeError, TypeError):
+        torch.save(module, tmp_path / "module.pt")
+        with pytest.raises(DomainError, match="print"):
+            read(tmp_path / "module.pt")
+
+
+def test_modules_that_pack_or_rename_their_weights_are_refused(tmp_path: Path) -> None:
+    with warnings.catch_warnings(action="ignore"):
+        quantized = torch.ao.quantization.quantize_dynamic(
+            nn.Sequential(nn.Linear(2, 2)), {nn.Linear}, dtype=torch.qint8
+        )
+    renamed = nn.Sequential(nn.Linear(2, 2))
+    renamed._register_state_dict_hook(rename)
+    for module in (nn.Sequential(nn.Conv2d(1, 1, 1), quantized), renamed):
+        torch.save(module, tmp_path / "module.pt")
+        with pytest.raises(DomainError, match="state_dict") as refusal:
+            read(tmp_path / "module.pt")
+        assert refusal.value.error_code == "UNSUPPORTED_TENSOR"
+
+
+def rename(module: nn.Module, state: dict[str, Tensor], *_: Any) -> None:
+    state["renamed"] = state.pop("0.weight")
+
+
+class Ops(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ops(x)
+
+
+def test_a_submodule_may_be_called_ops(tmp_path: Path) -> None:
+    module = Ops()
+    files.scripted(module, tmp_path / "script.pt")
+
+    same(read(tmp_path / "script.pt"), module.state_dict())
 
 
 def test_files_before_torch_1_6_are_named(tmp_path: Path) -> None:

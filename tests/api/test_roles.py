@@ -10,6 +10,7 @@ from django.urls import URLPattern
 
 from fl_server_api.urls import urlpatterns
 from fl_server_core.models import ApiToken
+from fl_server_core.services.inference import job_create
 from tests.scenes import Scene, person, scene
 
 pytestmark = pytest.mark.django_db
@@ -50,7 +51,9 @@ ALLOWED: dict[str, dict[str, set[str]]] = {
     "tasks/<str:pk>/failure/": {"post": {"participant"}},
     "tasks/<str:pk>/result/": {"post": {"participant"}},
     "inference/": {"post": ALL},
+    "inference/<str:pk>/": {"get": {"participant"}},
     "aggregators/": {"get": ALL},
+    "uncertainty-methods/": {"get": ALL},
     "schema/": {"get": OPEN},
     "schema/swagger-ui/": {"get": OPEN},
     "schema/redoc/": {"get": OPEN},
@@ -82,8 +85,13 @@ def world(login) -> dict[str, Any]:
     clients = {role: login(user) for role, user in people.items()}
     group = clients["actor"].post("/api/groups/", {"name": "g"}).json()["id"]
     token = ApiToken.objects.get(user=people["participant"])
+    question = job_create(
+        user=people["participant"], model=running.model, weights=None, method="NONE",
+        return_format="json", data=b"", file=None,
+    )  # fmt: skip
     return {
         "clients": clients,
+        "inference": question.pk,
         "users": people["participant"].pk,
         "users/myself/tokens": token.pk,
         "groups": group,

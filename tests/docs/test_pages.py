@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fl_server_ai.aggregation import STRATEGIES
+from fl_server_ai.uncertainty import UNCERTAINTY
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md")]
@@ -40,6 +41,7 @@ def test_the_reference_is_made_of_what_the_code_says(tmp_path: Path) -> None:
     assert "| `FL_STAGING_DIR` | `$FL_DATA_DIR/staging` |" in page("settings.md")
     assert "| `FL_SECRET_KEY` | (production: required) |" in page("settings.md")
     assert {f"## {name}" for name in STRATEGIES} <= set(page("strategies.md").splitlines())
+    assert {f"## {name}" for name in UNCERTAINTY} <= set(page("uncertainty.md").splitlines())
     assert "| `NON_FINITE` | 422 |" in page("errors.md")
     assert "| `min_updates` | integer, ≥ 1, ≤ 100000 | `1` |" in page("trainer-options.md")
     for included in PAGES:

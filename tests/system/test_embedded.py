@@ -21,6 +21,7 @@ import pytest
 import trustme
 
 from tests.system.processes import ROOT, Process, ended, environment, started, until
+from tests.system.questions import asked
 from tests.system.servers import free_port
 from tests.system.sites import Cohort, digest, expected, http, model
 
@@ -111,6 +112,21 @@ def test_the_web_process_never_loads_torch(embedded: Embedded) -> None:
 
         maps = Path(f"/proc/{server.pid}/maps").read_text()
         assert "libtorch" not in maps
+
+
+def test_a_model_is_asked_over_http_by_a_child_that_starts_with_the_first_question(
+    embedded: Embedded,
+) -> None:
+    with embedded.serving() as server:
+        until(lambda: len(server.children()) == 1, "the child for tensors")
+        answer, wanted = asked(embedded.base)
+
+        assert answer == wanted
+        assert len(server.children()) == 3  # the one for questions, and the sandbox that it started
+        assert "libtorch" not in Path(f"/proc/{server.pid}/maps").read_text()
+        children = server.children()
+        assert server.stop() == 0
+    until(lambda: all(map(ended, children)), "the end of the sandbox")
 
 
 def test_a_child_killed_while_it_aggregates_costs_only_time(embedded: Embedded) -> None:

@@ -14,12 +14,13 @@ import trustme
 
 from tests.system.compose import Compose
 from tests.system.processes import Process, environment, started, until
+from tests.system.questions import asked
 from tests.system.servers import Postgres, Redis, free_port
 from tests.system.sites import Cohort, digest, expected, model
 from tests.system.tls_proxy import TlsProxy
 
 pytestmark = pytest.mark.system
-LONG_RUNNING = ("web", "worker", "aggregator", "beat")
+LONG_RUNNING = ("web", "worker", "aggregator", "inference", "beat")
 
 
 class Deployment:
@@ -86,7 +87,7 @@ class Deployment:
                 )
             check = self.compose.healthcheck("web")
             until(lambda: subprocess.run(check, env=self.env("web")).returncode == 0, "web")
-            for name in ("worker", "aggregator"):
+            for name in ("worker", "aggregator", "inference"):
                 self.processes[name].wait_for(" ready.")
             yield
 
@@ -203,6 +204,15 @@ def test_redis_killed_in_mid_run_costs_only_time(deployment: Deployment) -> None
         finished(clients)
 
     assert digest(cohort.weights()) == digest(expected(model(1000), sites=4, rounds=3))
+
+
+def test_a_model_is_asked_through_its_own_queue(deployment: Deployment) -> None:
+    answer, wanted = asked(deployment.base, verify=deployment.trust)
+
+    assert answer == wanted
+    worker = deployment.processes["inference"]
+    assert "ready for inference" in worker.log
+    assert "libtorch" not in Path(f"/proc/{worker.pid}/maps").read_text()
 
 
 def test_the_deployment_check_has_no_complaints(deployment: Deployment) -> None:

@@ -1,4 +1,4 @@
-"""`manage.py serve`: the whole server in one process, plus one child for tensors."""
+"""`manage.py serve`: the whole server in one process, plus one child for tensors and one for models."""
 
 import os
 import signal
@@ -15,8 +15,10 @@ from fl_server.embedded.executor import Executor
 from fl_server.embedded.lock import DataDirBusy, DataDirLock
 from fl_server.embedded.tls import Certificates, certificates
 from fl_server.embedded.web import Web
-from fl_server_ai.dispatch import PROCESS, register_sender
+from fl_server_ai.dispatch import INFERENCE, PROCESS, register_sender
 from fl_server_ai.notifications import wakeups
+from fl_server_ai.services.reconciler import event_lease_drop
+from fl_server_core.services.inference import job_lease_drop
 
 THREADS = 128
 
@@ -81,10 +83,24 @@ class Command(BaseCommand):
         def send(task: str, ids: list[int]) -> None:
             if task == PROCESS:
                 executor.submit(ids[0])
+            elif task == INFERENCE:
+                asking.submit(ids[0])
             else:
                 delivering.hint()
 
-        executor = Executor(on_wake=wakeups.wake, on_hint=send)
+        executor = Executor(
+            module="fl_server.embedded.child",
+            drop_lease=lambda pk: event_lease_drop(event_id=pk),
+            on_wake=wakeups.wake,
+            on_hint=send,
+        )
+        asking = Executor(
+            module="fl_server.embedded.inference_child",
+            drop_lease=lambda pk: job_lease_drop(job_id=pk),
+            lazy=True,  # an aggregation is not waited for, and who asks nothing pays no memory
+            on_wake=wakeups.wake,
+            on_hint=send,
+        )
         register_sender("embedded", send)
         web = Web((host, port), get_wsgi_application(), threads=threads, tls=tls)
         try:
@@ -92,6 +108,7 @@ class Command(BaseCommand):
         except OSError as error:
             raise CommandError(f"can't listen at {host}:{port}: {error}") from error
         executor.start()
+        asking.start()
         sweeping.start()
         delivering.start()
         self._announce(host, web.bind_addr[1], tls)
@@ -100,6 +117,7 @@ class Command(BaseCommand):
         web.close()
         sweeping.stop()
         delivering.stop()
+        asking.stop()
         executor.stop()
 
     def _announce(self, host: str, port: int, tls: Certificates | None) -> None:

@@ -4,7 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fl_server_ai.aggregation import STRATEGIES, Strategy, UpdateMeta, sample_weights, weighting_field
+from fl_server_ai.aggregation import (
+    STRATEGIES,
+    Strategy,
+    UpdateMeta,
+    sample_weights,
+    weighting_field,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor

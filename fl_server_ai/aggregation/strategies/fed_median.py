@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fl_server_ai.aggregation import STRATEGIES, Strategy, UpdateMeta, sample_weights
-from fl_server_ai.aggregation.order import ranked
+from fl_server_ai.aggregation.order import mean_of, ranked
 from fl_server_ai.aggregation.strategy import NoOptions
 
 if TYPE_CHECKING:
@@ -26,12 +26,4 @@ class FedMedian(Strategy[NoOptions]):
 
     def reduce(self, rows: "Tensor") -> "Tensor":
         n = len(rows)
-        middle = ranked(rows, (n - 1) // 2, n // 2 + 1)
-        return middle[0] if n % 2 else midpoint(middle)
-
-
-def midpoint(pair: "Tensor") -> "Tensor":
-    """(2, block) to its mean, (block,) float64; no pair of finite numbers overflows."""
-    low, high = pair.double()
-    whole = (low + high) * 0.5
-    return whole.where(whole.isfinite(), low * 0.5 + high * 0.5)
+        return mean_of(ranked(rows, (n - 1) // 2, n // 2 + 1))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fl_server_ai.aggregation import STRATEGIES, Strategy, UpdateMeta, sample_weights
-from fl_server_ai.aggregation.order import mean_of_ranks
+from fl_server_ai.aggregation.order import mean_of, ranked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ class TrimmedMean(Strategy[TrimmedMeanOptions]):
 
     def reduce(self, rows: "Tensor") -> "Tensor":
         cut = cut_of(self.options.beta, len(rows))
-        return mean_of_ranks(rows, cut, len(rows) - cut)
+        return mean_of(ranked(rows, cut, len(rows) - cut))
 
 
 def cut_of(beta: float, n: int) -> int:

@@ -8,7 +8,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,17 @@ from fl_server_core.exceptions import BadContainer, TooLarge
 
 LOCAL, CENTRAL, DESCRIPTOR = b"PK\x03\x04", b"PK\x01\x02", b"PK\x07\x08"
 NAMED_PATH = re.compile(r"[^/\\\0]+(/[^/\\\0]+)+")
+# Files and folders that torch's readers look for.
+KNOWN = (
+    "data.pkl",
+    "constants.pkl",
+    "bytecode.pkl",
+    "version",
+    "byteorder",
+    "data",
+    "code",
+    "constants",
+)
 PIECE = 2**16
 STREAMED = 0x8  # flag: sizes and CRC follow the data
 
@@ -47,6 +58,7 @@ class Archive:
         self.dtypes: dict[str, str] = {}  # of storages, as the program says them
         infos = zip.infolist()
         folder = _folder(infos)
+        _check_spelling(info.filename.removeprefix(folder) for info in infos)
         found = zip_entries(file, infos, zip.start_dir)
         self.entries = {entry.name.removeprefix(folder): entry for entry in found}
         self.folder = folder
@@ -120,6 +132,16 @@ def _folder(infos: list[zipfile.ZipInfo]) -> str:
     if not infos:
         raise BadContainer("the archive is empty")
     return infos[0].filename.split("/")[0] + "/"
+
+
+def _check_spelling(names: Iterable[str]) -> None:
+    """torch takes capitals for small letters: what it would find must be what is found here."""
+    for name in names:
+        low = name.lower()
+        known = next((known for known in KNOWN if low == known or low.startswith(f"{known}/")), "")
+        odd = known and not name.startswith(known)
+        if odd or (known == "code" and not name.endswith((".py", ".py.debug_pkl"))):
+            raise BadContainer(f"the archive has a file that torch does not write: {name[:64]!r}")
 
 
 def zip_entries(file: BinaryIO, infos: list[zipfile.ZipInfo], directory: int) -> list[Entry]:

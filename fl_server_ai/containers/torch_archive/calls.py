@@ -6,10 +6,10 @@ somebody sees, instead of weights that look harmless and are kept.
 
 import re
 import sys
-from _compat_pickle import IMPORT_MAPPING  # Python 2's module names, which protocol 2 writes
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # Python 2's names, which protocol 2 writes
 from typing import Any
 
-from fl_server_ai.containers.torch_archive.records import Global
+from fl_server_ai.containers.torch_archive.records import Global, Made
 from fl_server_core.exceptions import BadContainer
 
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*", re.ASCII)
@@ -51,6 +51,11 @@ PLAIN = frozenset(
         "pathlib.PurePosixPath",
         "pathlib.WindowsPath",
         "uuid.UUID",
+        "argparse.Namespace",
+        "logging.getLogger",
+        "re._compile",
+        "datetime.timezone",
+        "builtins.getattr",  # of a class or an object here, by a plain name: see `called`
         "decimal.Decimal",
         "fractions.Fraction",
     ]
@@ -84,7 +89,7 @@ REBUILD = re.compile(r"torch\._utils\._rebuild_[a-z0-9_]+")
 TOOLS = re.compile(
     r"torch\.(?:load|save|from_file|ops|classes|hub\b|package\b|jit\.(?!_pickle)|testing\b|_inductor\b"
     r"|_dynamo\b|serialization\.(?!_get_layout)|storage\._load|distributed\.(?!algorithms)"
-    r"|utils\.(?!data\b|checkpoint\b|_pytree\b))|torch\._utils_internal"
+    r"|utils\.(?!data\b|checkpoint\b|hooks\b|_pytree\b))|torch\._utils_internal"
     r"|numpy\.(?:load|save|f2py|testing|distutils|ctypeslib|lib)\b"
 )
 DUNDER = re.compile(r"(^|\.)__\w+__($|\.)")  # the way from any function to all others
@@ -105,7 +110,8 @@ def mentioned(module: Any, name: Any) -> Global:
             raise HostilePickle("the pickle names something that can't be a Python name")
     if DUNDER.search(name) or ("." in name and STANDARD & set(name.split("."))):
         raise HostilePickle(f"the pickle names {name!r}, which has no place in weights")
-    found = Global(IMPORT_MAPPING.get(module, module), name)
+    renamed = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    found = Global(*renamed)
     top = found.module.partition(".")[0]
     if TOOLS.match(found.path):
         raise HostilePickle(f"the pickle names {found.path}, which has no place in weights")
@@ -119,6 +125,8 @@ def called(function: Any, arguments: Any) -> Global:
     if not isinstance(function, Global) or type(arguments) is not tuple:
         raise HostilePickle("the pickle calls something that is no plain name")
     top = function.module.partition(".")[0]
+    if function.path == "builtins.getattr" and not _attribute(arguments):
+        raise HostilePickle(f"the pickle looks up an attribute in an odd way; {INSTEAD}")
     if function.path in PLAIN or function.path in REBUILDERS or REBUILD.fullmatch(function.path):
         return function
     if top == "__torch__":  # a class in a TorchScript archive's own code
@@ -128,7 +136,23 @@ def called(function: Any, arguments: Any) -> Global:
     return function
 
 
+def _attribute(arguments: tuple[Any, ...]) -> bool:
+    """torch.relu, bound methods and nested classes pickle as `getattr(owner, "name")`."""
+    if len(arguments) != 2 or not isinstance(arguments[0], Global | Made):
+        return False
+    owner, name = arguments
+    if isinstance(owner, Global) and owner.module.partition(".")[0] in STANDARD:
+        return False
+    return (
+        type(name) is str
+        and bool(IDENTIFIER.fullmatch(name))
+        and "." not in name
+        and not DUNDER.search(name)
+        and name not in STANDARD
+    )
+
+
 def _enum_member(function: Global, arguments: tuple[Any, ...]) -> bool:
     """Modules of users hold enums, which pickle as `Class(value)`."""
     name = function.name.rpartition(".")[2]
-    return name[:1].isupper() and len(arguments) == 1 and type(arguments[0]) in {int, str}
+    return name[:1].isupper() and len(arguments) == 1 and type(arguments[0]) in {int, str, float}

@@ -1,5 +1,6 @@
 """Names for tensors: what `state_dict()` of the saved object would say, found without building it."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,12 +13,20 @@ from fl_server_ai.containers.torch_archive.records import (
     kind_of,
     pairs_of,
 )
-from fl_server_ai.containers.torch_archive.tensors import View, is_tensor, view_of
+from fl_server_ai.containers.torch_archive.tensors import (
+    UnsupportedTensor,
+    View,
+    is_tensor,
+    view_of,
+)
 from fl_server_core.exceptions import BadContainer
 
 DEEPEST = 64  # modules within modules
 MOST_MODULES = 50_000  # a shared one counts each time
 LONGEST = 1_000  # characters of a module's dotted name
+# Beside the weights, this one notes a version.
+HARMLESS_HOOKS = frozenset({"torch.nn.utils.spectral_norm.SpectralNormStateDictHook"})
+QUANTIZED = re.compile(r"torch\.(ao\.)?nn\.(intrinsic\.)?quantized\.(?!.*reference)")
 EXTRA_STATE = "_extra_state"  # no weights; it stays where it is
 
 Found = tuple[str, Any]  # a tensor's name and record
@@ -65,7 +74,10 @@ def named_views(
 
 
 def of_saved(value: Any) -> Iterator[Found]:
-    """Of what `torch.save` was given: a state dict, a list of tensors, or a whole module."""
+    """Of what `torch.save` was given: a state dict, tensors in a list or alone, or a whole module."""
+    if is_tensor(value):
+        yield "0", value
+        return
     if isinstance(value, Made) and not is_tensor(value) and pairs_of(value) is None:
         yield from of_module(value, pickled_module)
         return
@@ -114,6 +126,19 @@ def of_module(root: Any, members: Callable[[Made], Members]) -> Iterator[Found]:
             stack.append((f"{prefix}{name[:LONGEST]}.", child, depth + 1))
 
 
+def _check_plain(module: Made, held: dict[str, Any]) -> None:
+    """Refuse modules whose `state_dict()` says something else than what they hold."""
+    path = module.function.path
+    hooks = pairs_of(held.get("_state_dict_hooks", Pairs())) or []
+    renamed = any(
+        not (isinstance(hook, Made) and hook.function.path in HARMLESS_HOOKS) for _, hook in hooks
+    )
+    if renamed or "_packed_params" in held or QUANTIZED.match(path):
+        raise UnsupportedTensor(
+            f"{path[:80]} packs or renames its weights; save model.state_dict() instead"
+        )
+
+
 def pickled_module(module: Made) -> Members:
     """Of a `torch.nn.Module` as Python pickles it: its `__dict__`."""
     state = module.state
@@ -128,6 +153,7 @@ def pickled_module(module: Made) -> Members:
         raise NotAStateDict(
             f"{kind_of(module)} is no torch.nn.Module; save model.state_dict() instead"
         )
+    _check_plain(module, held)
     passing = {
         name
         for name in items_of(held.get("_non_persistent_buffers_set")) or []

@@ -68,10 +68,11 @@ def _overwrite(
         part[...] = np.frombuffer(source.read(part.nbytes), width).reshape(part.shape)
 
 
-def check_overwritable(weights: Weights) -> None:
+def check_overwritable(weights: Weights, folder: Path) -> None:
     """`BadContainer` (OVERLAPPING_TENSORS) if two different tensors share some of their numbers.
 
     Such an archive can be read, but cannot be given other weights. Equal tensors, which are tied, can.
+    `folder` is for an unlinked scratch file, where strides alone can't tell.
     """
     by_key: dict[str, list[View]] = {}
     for view in dict.fromkeys(weights.views.values()):
@@ -80,8 +81,8 @@ def check_overwritable(weights: Weights) -> None:
     for key, views in by_key.items():
         views.sort(key=lambda view: view.span)
         apart = all(first.span[1] <= second.span[0] for first, second in pairwise(views))
-        if not (apart and all(view.contiguous for view in views)) and _overlap(
-            weights.archive.storage(key).size, views
+        if not (apart and all(view.distinct for view in views)) and _overlap(
+            weights.archive.storage(key).size, views, folder
         ):
             names = [name for name, view in weights.views.items() if view.key == key]
             raise BadContainer(
@@ -91,10 +92,12 @@ def check_overwritable(weights: Weights) -> None:
             )
 
 
-def _overlap(size: int, views: list[View]) -> bool:
+def _overlap(size: int, views: list[View], folder: Path) -> bool:
     """Paint each tensor's bytes onto a canvas of zeros: fewer are painted than written if they overlap."""
-    with tempfile.TemporaryFile() as file:
-        file.truncate(size)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(
+            file.fileno(), 0, size
+        )  # a full disk is an error here, not a signal later
         canvas = mmap.mmap(file.fileno(), size)
         for view in views:
             width = BYTES[DTYPE_BYTES[view.dtype]]

@@ -17,7 +17,7 @@ from fl_server_ai.containers.torch_archive.records import Items, Made, Pairs, Pe
 MAX_OPCODES = 2_000_000
 MAX_STACK = 1_000_000  # values, of eight bytes each beside their own
 MAX_MEMORY = 32 * 2**20  # bytes, roughly, of everything that the program makes
-MAX_INTEGER = 2**63  # nothing that a tensor counts is larger
+MAX_INTEGER = 2**128  # a UUID; nothing that a tensor counts is larger
 # Rough sizes in CPython: of a value, of a reference to it on stack, memo or in a tuple, of a container.
 VALUE, REFERENCE, CONTAINER = 40, 8, 96
 
@@ -99,7 +99,7 @@ class Machine:
 
     def _number(self, argument: Any) -> None:
         if type(argument) is int and abs(argument) > MAX_INTEGER:
-            raise HostilePickle("the pickle holds an integer of more than 64 bits")
+            raise HostilePickle("the pickle holds an integer of more than 128 bits")
         small = type(argument) is int and -5 <= argument <= 256  # of these CPython keeps one each
         self.push(argument, 0 if small else VALUE)
 

@@ -20,7 +20,7 @@ PROGRAM = re.compile(
     rf"|(?P<call>\b(?:torch|aten){GAP}\.{GAP}(?:autograd|{FILES})\b"
     rf"|\bops{GAP}\.{GAP}(?!(?:{OPERATORS})\b)\w+|\bops{GAP}\.{GAP}\w++(?!{GAP}\.)"
     rf"|\bops{GAP}\.{GAP}\w+{GAP}\.{GAP}(?:autograd|{FILES})\b"
-    rf"|(?<![\w.])(?:torch|aten|ops)\b(?!{GAP}\.))",
+    rf"|(?<![\w.])(?:torch|aten|ops)\b(?!{GAP}\.)(?![ ]*(?::|=(?!=))))",
     re.DOTALL,
 )
 CLASS = re.compile(r"^class[ ]+(\w+)\((\w+)\):", re.MULTILINE)

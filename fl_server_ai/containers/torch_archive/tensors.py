@@ -77,6 +77,17 @@ class View:
         return self.offset, self.offset + last + DTYPE_BYTES[self.dtype]
 
     @property
+    def distinct(self) -> bool:
+        """Whether each number has a place of its own, as far as the strides alone can tell."""
+        extent = DTYPE_BYTES[self.dtype]
+        for stride, size in sorted(zip(self.strides, self.shape, strict=True)):
+            if size > 1:
+                if stride < extent:
+                    return False
+                extent = stride * size
+        return True
+
+    @property
     def contiguous(self) -> bool:
         """Whether the numbers lie back to back in C order."""
         expected = DTYPE_BYTES[self.dtype]

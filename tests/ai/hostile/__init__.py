@@ -17,6 +17,7 @@
 
 from tests.ai.hostile import (
     archives,
+    doubles,
     gadgets,
     headers,
     npz,
@@ -34,6 +35,7 @@ __all__ = [
     "MARKER",
     "HostileFile",
     "archives",
+    "doubles",
     "gadgets",
     "headers",
     "npz",

@@ -1,0 +1,56 @@
+"""Clipping around a centre that moves: Karimireddy, He, Jaggi 2021, https://arxiv.org/abs/2012.10333."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fl_server_ai.aggregation import STRATEGIES, Strategy, UpdateMeta
+from fl_server_ai.aggregation.geometry import compared, distances_from, median, move, shorten
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CenteredClippingOptions:
+    """How far from the centre an update counts, and how often the centre moves."""
+
+    tau: float | None = field(
+        default=None,
+        metadata={
+            "gt": 0.0,
+            "doc": "The longest way from the centre, in the L2 norm over all float tensors; null: "
+            "the median of the distances, anew in each step.",
+        },
+    )
+    iters: int = field(
+        default=3, metadata={"ge": 1, "le": 1000, "doc": "Steps of the centre; each is cheap."}
+    )
+
+
+@STRATEGIES.register("CenteredClipping")
+class CenteredClipping(Strategy[CenteredClippingOptions]):
+    """v = v + mean of (y_k - v) min(1, tau / |y_k - v|), some times, from the last aggregate, the global model.
+
+    Sample sizes do not count. Integer buffers are averaged with the shares that the updates have in v.
+    """
+
+    Options = CenteredClippingOptions
+    paper = "2012.10333"
+    needs_gram = True
+    share = 1.0
+
+    def weights(self, metas: Sequence[UpdateMeta], gram: "Tensor | None") -> Sequence[float]:
+        n = len(metas)
+        shares = [0.0] * n
+        for _ in range(self.options.iters):
+            away = distances_from(compared(gram), shares)
+            limit = median(away) if self.options.tau is None else self.options.tau
+            kept = [shorten(distance, limit) for distance in away]
+            rest = 1 - sum(kept) / n
+            shares = [share * rest + part / n for share, part in zip(shares, kept, strict=True)]
+        self.share = sum(shares)
+        return shares
+
+    def update(self, x: "Tensor", y: "Tensor", state: "dict[str, Tensor]") -> "Tensor":
+        return move(x, y, self.share)

@@ -1,0 +1,106 @@
+"""One worker, one question: claim it, run the program in the sandbox, store the answer or the refusal."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from django.db import OperationalError
+
+from fl_server_ai.inference import pool
+from fl_server_ai.inference.draws import as_raw, as_tensor, draws_of
+from fl_server_ai.sandbox.plans import Plain
+from fl_server_ai.sandbox.programs import Program
+from fl_server_ai.sandbox.tensors import RawTensor
+from fl_server_ai.services.leases import lease_kept
+from fl_server_ai.services.models import PROGRAMS, weights_open
+from fl_server_ai.services.tensor_bytes import got, packed, put, unpacked
+from fl_server_ai.uncertainty import UNCERTAINTY, Kind, Method
+from fl_server_ai.uncertainty.answer import Answer
+from fl_server_ai.uncertainty.methods.ensemble import EnsembleOptions
+from fl_server_ai.uncertainty.options import parse_options
+from fl_server_ai.uncertainty.summary import Summary, plain_answer
+from fl_server_core.exceptions import Conflict, DomainError, Unavailable
+from fl_server_core.models import Blob, GlobalModel, InferenceJob
+from fl_server_core.services.blobs import blob_discard
+from fl_server_core.services.inference import (
+    job_claim,
+    job_fail,
+    job_finish,
+    job_release,
+    job_renew,
+)
+from fl_server_core.storage import local_path
+
+log = logging.getLogger("fl.celery")
+
+
+def job_work(job_id: int) -> None:
+    """Answer the job if it is there to be claimed; otherwise nothing happens."""
+    job = job_claim(job_id=job_id)
+    if job is None:
+        return
+    with lease_kept(partial(job_renew, job=job)):
+        try:
+            answer = _answer(job)
+            _store(job, [as_raw(t, name) for name, t in answer.tensors().items()])
+        except DomainError as error:
+            job_fail(job=job, error=error)
+        except (OSError, OperationalError) as error:  # the disk or the database, not the question
+            log.warning("inference %s waits: %s", job.pk, error)
+            job_release(job=job)
+        except Exception:
+            log.exception("inference %s failed", job.pk)
+            job_fail(job=job, error=Unavailable("the server failed; its log says why"))
+
+
+def _answer(job: InferenceJob) -> Answer:
+    if job.weights is None:
+        raise Conflict("these weights were deleted meanwhile", code="WEIGHTS_DELETED")
+    tensor = unpacked(got(job.input_bytes, job.input_file))["input"]
+    kind = UNCERTAINTY[job.method]
+    method: Method[Any] = kind(parse_options(kind.Options, job.options))
+    if method.kind == Kind.MEMBERS:
+        return _mixture(job, method.options, tensor)
+    with ExitStack() as stack:
+        canonical = stack.enter_context(local_path(job.weights))
+        plan = stack.enter_context(draws_of(method, job, canonical))
+        program = stack.enter_context(_program(job, job.model, job.weights))
+        outputs = pool.predict(program, tensor, plan)
+    if method.kind == Kind.PLAIN:
+        return plain_answer(as_tensor(outputs[0]), method.options.task)
+    summary = Summary(method.options)
+    for output in outputs:
+        summary.add(as_tensor(output))
+    return summary.answer()
+
+
+def _mixture(job: InferenceJob, options: EnsembleOptions, tensor: RawTensor) -> Answer:
+    """The members' answers, one at a time, each with its newest weights."""
+    summary = Summary(options)
+    related = ("model__template", "model__current_version__blob")
+    for member in job.model.members.select_related(*related):
+        with _program(job, member.model, member.model.weights.blob) as program:
+            (output,) = pool.predict(program, tensor, Plain(options.seed))
+        weight = 1.0 if options.weighting == "equal" else member.weight
+        summary.add(as_tensor(output), weight)
+    return summary.answer()
+
+
+@contextmanager
+def _program(job: InferenceJob, model: GlobalModel, weights: Blob) -> Iterator[Program]:
+    """A model's uploaded program with these weights in it, as a file of its own while it is needed."""
+    container = model.container
+    with weights_open(model=model, blob=weights, container=container) as file:
+        # A program that stays warm for one user must not tell his inputs to another.
+        yield Program(file.path, file.etag, PROGRAMS[container], tenant=str(job.user_id))
+
+
+def _store(job: InferenceJob, tensors: Sequence[RawTensor]) -> None:
+    data, file = put(packed(tensors))
+    try:
+        job_finish(job=job, data=data, file=file)
+    finally:
+        if file is not None:
+            blob_discard(blob=file)  # unless it has a row by now

@@ -1,0 +1,214 @@
+"""Asking a model: who may, with which weights, by which method; the answer comes from a worker."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+
+from fl_server_ai.dispatch import dispatch_inference
+from fl_server_ai.sandbox.tensors import RawTensor
+from fl_server_ai.services.inference_inputs import check_input
+from fl_server_ai.services.models import PROGRAMS
+from fl_server_ai.services.tensor_bytes import got, packed, put, unpacked
+from fl_server_ai.uncertainty import UNCERTAINTY
+from fl_server_ai.uncertainty import Kind as Draws
+from fl_server_ai.uncertainty.options import CommonOptions, merge_options
+from fl_server_core.exceptions import Conflict, Invalid, NotFound, Unusable
+from fl_server_core.lifecycle import EventState
+from fl_server_core.models import Blob, GlobalModel, InferenceJob, LocalModel, Training, User
+from fl_server_core.models.trainings import UncertaintyMethod
+from fl_server_core.models.weights import ModelType
+from fl_server_core.selectors import get_visible, local_models_visible_to, models_visible_to
+from fl_server_core.services.blobs import blob_discard
+from fl_server_core.services.inference import job_create
+from fl_server_core.services.moments import combined_moments
+
+UPLOAD = (
+    "upload it as TorchScript: torch.jit.save(torch.jit.script(model), 'model.pt'), and that file as "
+    "model_file of POST models/"
+)
+ENDED = (EventState.DONE, EventState.FAILED)
+FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.05
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is asked: a model's program with its current weights, or with those of a local model."""
+
+    model: GlobalModel
+    local: LocalModel | None
+    weights: Blob
+
+    @property
+    def training(self) -> Training | None:
+        """Whose uncertainty method counts where the request names none."""
+        return Training.objects.filter(model=self.model).first()
+
+
+def subject_of(*, user: User, model_id: object) -> Subject:
+    """A global or local model that the user sees. `Unusable` (NOT_EXECUTABLE) if it has no program."""
+    try:
+        model = get_visible(models_visible_to(user), model_id)
+    except NotFound:
+        local = get_visible(local_models_visible_to(user), model_id)
+        if local.blob is None:
+            raise NotFound(
+                "the file of this update was deleted after its round", code="FILE_DELETED"
+            ) from None
+        subject = Subject(local.training.model, local, local.blob)
+    else:
+        subject = Subject(model, None, model.weights.blob)
+    container = subject.model.container
+    if subject.model.type != ModelType.MEAN and container not in PROGRAMS:
+        held = (
+            "came from torch.save, which holds weights or a pickled module, and pickles are never run"
+            if container == "torch"
+            else f"came as {container}, which holds weights and no program"
+        )
+        raise Unusable(f"this model can't be run: it {held}; {UPLOAD}", code="NOT_EXECUTABLE")
+    return subject
+
+
+def method_of(
+    subject: Subject, method: str | None, given: Mapping[str, Any]
+) -> tuple[str, CommonOptions]:
+    """The method and all its options: the request's over its training's. `Invalid` names every fault."""
+    training = subject.training
+    mean = subject.model.type == ModelType.MEAN
+    usual: str = training.uncertainty_method if training else UncertaintyMethod.NONE
+    if mean:
+        usual = UncertaintyMethod.ENSEMBLE
+    name = method or usual
+    if name not in UNCERTAINTY:
+        raise Invalid(
+            f"there is no uncertainty method {name[:64]!r}; there are {', '.join(UNCERTAINTY)}",
+            code="UNKNOWN_METHOD",
+            errors=[
+                {
+                    "pointer": "/uncertainty_method",
+                    "code": "unknown",
+                    "detail": f"one of {', '.join(UNCERTAINTY)}",
+                }
+            ],
+        )
+    kind = UNCERTAINTY[name]
+    defaults = training.options.get("uncertainty", {}) if training else {}
+    options = merge_options(kind.Options, defaults, _uncertainty(given))
+    if mean != (kind.kind == Draws.MEMBERS):
+        raise Unusable(
+            f"a MEAN model is asked by its members, not by {name}"
+            if mean
+            else f"{name} asks the members of a MEAN model; make one with POST models/ and type=MEAN",
+            code="MEMBERS_ONLY" if mean else "NO_MEMBERS",
+        )
+    if kind.kind == Draws.WEIGHTS and (
+        subject.local or training is None or combined_moments(training) is None
+    ):
+        raise Unusable(
+            f"{name} draws weights from the moments of a training's SWAG rounds, and "
+            + (
+                "a local model has none"
+                if subject.local
+                else "no such round of this model has ended"
+            )
+            + "; ask with another uncertainty_method, such as NONE",
+            code="NO_MOMENTS",
+        )
+    return name, options
+
+
+def _uncertainty(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`options.uncertainty` of a request; its options have nothing else."""
+    for name in given:
+        if name != "uncertainty":
+            raise Invalid(
+                f"/options/{name[:64]}: an inference has options.uncertainty only",
+                code="BAD_OPTION",
+                errors=[
+                    {"pointer": f"/options/{name[:64]}", "code": "unknown", "detail": "unknown"}
+                ],
+            )
+    found = given.get("uncertainty", {})
+    if not isinstance(found, Mapping):
+        raise Invalid(
+            "/options/uncertainty: an object",
+            code="BAD_OPTION",
+            errors=[{"pointer": "/options/uncertainty", "code": "type", "detail": "an object"}],
+        )
+    return found
+
+
+def inference_ask(
+    *,
+    user: User,
+    subject: Subject,
+    tensor: RawTensor,
+    method: str,
+    options: CommonOptions,
+    return_format: str,
+) -> InferenceJob:
+    """Store the question and hint at it; `Invalid` (INPUT_SHAPE) if the model can't take the input."""
+    check_input(tensor, subject.model.input_shape)
+    for member in subject.model.members.select_related("model"):
+        get_visible(models_visible_to(user), member.model_id)  # perhaps no longer
+        check_input(tensor, member.model.input_shape)
+    waiting = InferenceJob.objects.filter(user=user).exclude(state__in=ENDED).count()
+    if waiting >= settings.FL_INFERENCE_QUEUE:
+        raise Conflict(
+            f"{waiting} of your questions wait for an answer; ask again when some have one",
+            code="TOO_MANY_QUESTIONS",
+        )
+    data, file = put(packed([tensor]))
+    try:
+        with transaction.atomic():
+            job = job_create(
+                user=user, model=subject.model, local_model=subject.local, weights=subject.weights,
+                method=method, options=asdict(options), return_format=return_format,
+                data=data, file=file,
+            )  # fmt: skip
+            dispatch_inference(job.pk)
+    finally:
+        if file is not None:
+            blob_discard(blob=file)  # unless it has a row by now
+    return job
+
+
+def inference_wait(*, job: InferenceJob, seconds: float) -> InferenceJob:
+    """The job as it is once it has ended, or after so many seconds. Call it outside of transactions."""
+    start = now = time.monotonic()
+    while now < start + seconds:
+        state = InferenceJob.objects.filter(pk=job.pk).values_list("state", flat=True).first()
+        if state is None or state in ENDED:
+            break
+        # A tenth of what it has taken: the answer comes at most that much later than it could.
+        time.sleep(min(max(FIRST_PAUSE, (now - start) / 10), LONGEST_PAUSE))
+        now = time.monotonic()
+    found = InferenceJob.objects.select_related("result_file").filter(pk=job.pk).first()
+    if found is None:
+        raise NotFound("this inference is gone: its model was deleted")
+    return found
+
+
+def inference_answer(job: InferenceJob) -> bytes:
+    """A finished job's tensors as safetensors: `inference`, `uncertainty.variance` and so on."""
+    return got(job.result_bytes, job.result_file)
+
+
+def inference_json(data: bytes) -> dict[str, Any]:
+    """The same as nested lists. `Unusable` (ANSWER_TOO_LARGE) for more numbers than fit JSON well."""
+    tensors = unpacked(data)
+    numbers = sum(tensor.numpy().size for tensor in tensors.values())
+    if numbers > settings.FL_MAX_JSON_NUMBERS:
+        raise Unusable(
+            f"the answer has {numbers:,} numbers, as JSON {settings.FL_MAX_JSON_NUMBERS:,} are "
+            "allowed; ask with return_format binary or npz",
+            code="ANSWER_TOO_LARGE",
+        )
+    nested = {name: tensor.numpy().tolist() for name, tensor in tensors.items()}
+    return {
+        "inference": nested.pop("inference"),
+        "uncertainty": {name.partition(".")[2]: value for name, value in nested.items()},
+    }
