@@ -11,17 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from django.conf import settings
-
 from fl_server_ai.containers import (
-    Limits,
     check_finite,
     check_some,
     sniff,
     template_ties,
     write_back,
 )
-from fl_server_ai.sandbox.programs import Kind, check_program
+from fl_server_ai.sandbox.programs import Kind
 from fl_server_ai.services.intake import canonical_blob
 from fl_server_ai.services.renderings import rendering
 from fl_server_core.exceptions import NotPermitted, OutOfSpace
@@ -67,10 +64,6 @@ def model_prepared(
     if not (owner.actor or owner.is_superuser):
         raise NotPermitted("only an actor may upload models; ask the admin for that role")
     container = sniff(model_file)
-    if container in PROGRAMS:
-        check_program(
-            model_file, PROGRAMS[container], Limits(file_bytes=settings.FL_MAX_MODEL_BYTES)
-        )
     preprocessing = _preprocessing_blob(preprocessing_file) if preprocessing_file else None
     stored: list[Blob] = [preprocessing] if preprocessing else []
     try:
