@@ -3,9 +3,11 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PYTHON ?= python3
 PG_TESTS := tests/core tests/ai tests/api tests/system/test_concurrency.py
-# Files and numbers, no database: once is enough.
-NO_DB := torch_archives hostile_files containers_fuzz uncertainty_calibration uncertainty_dropout \
-  uncertainty_methods uncertainty_summary uncertainty_swag aggregation sandbox sandbox_hostile
+# Files, numbers and processes, no database: once is enough.
+NO_DB := $(wildcard tests/ai/test_containers*.py tests/ai/test_hostile*.py tests/ai/test_sandbox*.py \
+  tests/ai/test_torch_archives.py tests/ai/test_uncertainty*.py tests/ai/test_aggregation*.py \
+  tests/ai/test_strategies.py tests/ai/test_strategies_conformance.py tests/ai/test_strategies_robust.py) \
+  tests/api/test_hostile_uploads.py
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo serve check test test-sqlite test-postgres test-heavy fuzz bench docs fix clean
@@ -46,7 +48,7 @@ test-sqlite: venv
 	$(PY) -m pytest
 
 test-postgres: venv ## what depends on the database, on PostgreSQL
-	FL_TEST_DB=postgres $(PY) -m pytest $(PG_TESTS) $(NO_DB:%=--ignore=tests/ai/test_%.py)
+	FL_TEST_DB=postgres $(PY) -m pytest $(PG_TESTS) $(NO_DB:%=--ignore=%)
 
 test-heavy: venv ## minutes and gigabytes, and a GPU where there is one
 	$(PY) -m pytest -m "heavy or gpu"

@@ -276,11 +276,10 @@ def test_preprocessing_is_kept_as_it_came(login) -> None:
     assert download(client, path)[1] == data
 
 
-@pytest.mark.parametrize("type", ["MEAN"])
-def test_kinds_of_model_that_come_later_are_refused(login, type: str) -> None:
-    response = upload(login, person("actor", actor=True), save(weights()), type=type)
+def test_a_mean_of_no_models_is_refused(login) -> None:
+    response = upload(login, person("actor", actor=True), save(weights()), type="MEAN")
 
-    assert (response.status_code, response.json()["code"]) == (400, "NOT_AVAILABLE")
+    assert (response.status_code, response.json()["code"]) == (400, "BAD_MEMBERS")
     assert not GlobalModel.objects.exists()
 
 
