@@ -112,7 +112,10 @@ def check_ties(path: Path, manifest: Manifest, ties: Iterable[Iterable[str]]) ->
 def check_some(manifest: Manifest) -> None:
     """Raise `BadContainer` (NO_TENSORS) for a model in which there is nothing to train."""
     if not manifest.tensors:
-        raise BadContainer("the file holds no tensors to train", code="NO_TENSORS")
+        raise BadContainer(
+            "the file holds no tensors to train; a TorchScript module must be saved before it is frozen",
+            code="NO_TENSORS",
+        )
 
 
 def check_finite(path: Path, manifest: Manifest) -> None:

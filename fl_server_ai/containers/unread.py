@@ -18,7 +18,10 @@ FIRST_ENTRY = re.compile(rb"PK\x03\x04.{26}[^/]+/(data\.pkl|data/0)", re.DOTALL)
 def torch_kind(head: bytes, path: Path) -> str | None:
     """What a file of torch's, or a pickle, looks like; None for anything else. Never raises for bytes."""
     if head.startswith(OLD_TORCH):
-        return "a torch.save file in the format before torch 1.6"
+        return (
+            "a torch.save file in the format before torch 1.6, which "
+            "_use_new_zipfile_serialization=False still writes"
+        )
     if head[:1] == b"\x80" and head[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}:
         return "a pickle"
     if head[:4] not in MAGIC:
@@ -29,6 +32,8 @@ def torch_kind(head: bytes, path: Path) -> str | None:
     except BadContainer:
         damaged = FIRST_ENTRY.match(head)
         return DAMAGED if damaged else None
+    if "archive_format" in names:
+        return "a torch.export program (.pt2), which is not read"
     if "model.json" in names:
         return "a TorchScript archive in the format before torch 1.4"
     if "constants.pkl" in names:

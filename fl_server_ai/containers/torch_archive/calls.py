@@ -114,9 +114,13 @@ def mentioned(module: Any, name: Any) -> Global:
     found = Global(*renamed)
     top = found.module.partition(".")[0]
     if TOOLS.match(found.path):
-        raise HostilePickle(f"the pickle names {found.path}, which has no place in weights")
+        raise HostilePickle(
+            f"the pickle names {found.path}, which has no place in weights; {INSTEAD}"
+        )
     if top in STANDARD and found.module not in PLAIN_MODULES and found.path not in PLAIN:
-        raise HostilePickle(f"the pickle names {found.path}, which has no place in weights")
+        raise HostilePickle(
+            f"the pickle names {found.path}, which has no place in weights; {INSTEAD}"
+        )
     return found
 
 

@@ -95,6 +95,8 @@ def of_saved(value: Any) -> Iterator[Found]:
 
 
 def _not_a_tensor(name: str, member: Any, members: list[Found]) -> str:
+    if {"state", "param_groups"} == {key for key, _ in members}:
+        return "this is the state of an optimizer; save model.state_dict() instead"
     for key, value in members:
         inner = pairs_of(value) or []
         if any(is_tensor(part) for _, part in inner):
