@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import redis
 from django.core.cache import caches
+from django.test import Client
 from rest_framework.test import APIClient
 
 from fl_server_api.guessing import GUESSES, SECONDS
@@ -112,3 +113,26 @@ def test_all_processes_share_one_count(bob, settings, redis_url) -> None:
     refused = ask(RIGHT)
     assert refused.status_code == 429
     assert SECONDS - 60 < int(refused["Retry-After"]) <= SECONDS
+
+
+def log_in(client: Client, password: str) -> Any:
+    return client.post("/admin/login/?next=/admin/", {"username": "bob", "password": password})
+
+
+def test_the_admin_login_counts_with_the_api_and_stops_as_early(bob, client, monkeypatch) -> None:
+    User.objects.filter(pk=bob.pk).update(is_staff=True)
+    for number in range(GUESSES - 1):
+        log_in(client, f"guess {number}")
+    ask("guess")
+
+    monkeypatch.setattr("django.contrib.auth.forms.authenticate", pytest.fail)
+    refused = log_in(client, RIGHT)
+
+    assert "Too many wrong passwords" in refused.content.decode()
+
+
+def test_the_admin_login_lets_in_who_knows_the_password(bob, client) -> None:
+    User.objects.filter(pk=bob.pk).update(is_staff=True)
+    log_in(client, "guess")
+
+    assert log_in(client, RIGHT).status_code == 302
