@@ -44,7 +44,7 @@ def fetch(
                 raise ConnectionFailed(0, "INTERRUPTED", "nothing left to resume") from None
             raise
 
-    digest: str = transport.patiently(once)
+    digest: str = transport.patiently(once, progress=lambda: partial.size)
     return digest
 
 

@@ -40,7 +40,7 @@ class Journal:
         rows = {other: e for other, e in self._read().items() if other != task}
         for other in list(rows)[: len(rows) - _KEPT + 1]:
             del rows[other]
-            self.place(other).unlink(missing_ok=True)
+            self._clear(other)
         self._write(rows | {task: entry})
         return entry
 
@@ -58,7 +58,12 @@ class Journal:
 
     def drop(self, task: str) -> None:
         self._write({other: e for other, e in self._read().items() if other != task})
-        self.place(task).unlink(missing_ok=True)
+        self._clear(task)
+
+    def _clear(self, task: str) -> None:
+        path = self.place(task)
+        path.unlink(missing_ok=True)
+        path.with_name(path.name + ".upload").unlink(missing_ok=True)  # how far its transfer was
 
     def _read(self) -> dict[str, Entry]:
         try:

@@ -9,6 +9,7 @@ from typing import Any
 from fl_client.download import SAFETENSORS, fetch
 from fl_client.safetensors_io import load, save
 from fl_client.transport import Transport
+from fl_client.upload import send_file
 
 Rows = list[dict[str, Any]]
 
@@ -29,7 +30,8 @@ class Models:
 
         `weights` is a path, whose file is sent as it is, or a mapping of names to arrays or
         tensors, or a torch module; the latter are sent as safetensors. None in `input_shape`
-        stands for a dimension of any size.
+        stands for a dimension of any size. Large files go on where the line broke, for a path also
+        after a restart: `<path>.upload` beside it says where.
         """
         form = [("name", name), ("description", description)]
         form += [("input_shape", "None" if n is None else str(n)) for n in input_shape or ()]
@@ -39,14 +41,7 @@ class Models:
             else:
                 path = Path(folder, "model.safetensors")
                 save(path, _named_arrays(weights))
-            answer = self._transport.json(
-                "POST",
-                "models/",
-                form=form,
-                files={"model_file": path},
-                key=str(uuid.uuid4()),
-                read_timeout=300.0,
-            )
+            answer = send_file(self._transport, "models/", form, path, key=str(uuid.uuid4()))
         return str(answer["model_id"])
 
     def download(

@@ -135,23 +135,47 @@ class Transport:
         with self._answer(self._request("GET", url, headers=headers)) as response:
             yield response
 
+    def headers(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: dict[str, str],
+        content: Iterator[bytes] | None = None,
+    ) -> httpx.Headers:
+        """Ask once and return the answer's headers; `content` is sent as it comes, never held whole."""
+        request = self._request(method, url, headers=headers, content=content)
+        with self._answer(request) as response:
+            response.read()
+            return response.headers
+
     def patiently(
-        self, act: Callable[[], Any], *, repeatable: bool = True, attempts: int | None = None
+        self,
+        act: Callable[[], Any],
+        *,
+        repeatable: bool = True,
+        attempts: int | None = None,
+        progress: Callable[[], int] = lambda: 0,
     ) -> Any:
-        """Call `act` until it succeeds, fails for good, or has failed `attempts` times."""
-        attempts = attempts or self.attempts
-        for attempt in range(attempts):
+        """Call `act` until it succeeds, fails for good, or has failed `attempts` times in a row.
+
+        A failure before which `progress` has grown begins a new row: a bad line is no broken one.
+        """
+        failures, reached = 0, progress()
+        while True:
             try:
                 return act()
             except FLError as error:
-                if attempt + 1 >= attempts or not _worth_repeating(error, repeatable):
+                failures = 1 if progress() > reached else failures + 1
+                reached = max(reached, progress())
+                last = failures >= (attempts or self.attempts)
+                if last or not worth_repeating(error, repeatable):
                     raise
                 pause = _retry_after(error) or 0.0
-                pause += backoff(attempt)
-                log.info("attempt %d failed, next in %.1f s: %s", attempt + 1, pause, error.detail)
+                pause += backoff(failures - 1)
+                log.info("attempt %d failed, next in %.1f s: %s", failures, pause, error.detail)
                 if self.stop.wait(pause):
                     raise
-        raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _request(self, method: str, url: str, **content: Any) -> httpx.Request:
         target = self.address.resolve(url)
@@ -225,7 +249,8 @@ def _no_answer(error: httpx.TransportError, url: httpx.URL) -> ConnectionFailed:
     return ConnectionFailed(0, code, f"{where}: {str(error) or type(error).__name__}")
 
 
-def _worth_repeating(error: FLError, repeatable: bool) -> bool:
+def worth_repeating(error: FLError, repeatable: bool) -> bool:
+    """Whether the same request may do better later, and does no harm if it was heard already."""
     if isinstance(error, ConnectionFailed):
         return error.code == "UNREACHABLE" or (repeatable and error.code == "INTERRUPTED")
     return repeatable and error.status in _AGAIN

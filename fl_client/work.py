@@ -18,6 +18,7 @@ from fl_client.errors import Conflict, FLError, Stopped, is_settled
 from fl_client.journal import Entry, Journal
 from fl_client.safetensors_io import is_torch, load, save
 from fl_client.transport import Transport
+from fl_client.upload import send_file
 
 log = logging.getLogger("fl.client")
 
@@ -154,9 +155,12 @@ class Worker:
         self, task: Task, url: str, form: list[tuple[str, str]], files: dict[str, Path]
     ) -> str:
         try:
-            self._transport.json(
-                "POST", url, form=form, files=files, repeatable=True, read_timeout=300.0
-            )
+            if files.keys() == {"model_file"}:
+                send_file(self._transport, url, form, files["model_file"])
+            else:
+                self._transport.json(
+                    "POST", url, form=form, files=files, repeatable=True, read_timeout=300.0
+                )
         except Conflict as error:
             log.info("task %s is over: %s", task["id"], error.detail)
             return "closed"

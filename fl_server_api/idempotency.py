@@ -24,16 +24,10 @@ def create_once(
 
     The same key with another body is a `Conflict`. Fields in `secret` are given once and not remembered.
     """
-    key = request.headers.get("Idempotency-Key", "")
-    if not key:
+    named = _named(request)
+    if named is None:
         return Response(act(), status=201)
-    if len(key) > MAX_KEY or not key.isprintable():
-        raise Invalid(
-            f"an Idempotency-Key has at most {MAX_KEY} visible characters", code="BAD_KEY"
-        )
-    user = request.user if isinstance(request.user, User) else None
-    path = request.path.replace("/api/v1/", "/api/", 1)
-    scope = f"{request.method} {path} {user.pk if user else '-'}"[:200]
+    user, scope, key = named
     digest, *former = _body_digests(request)
     with transaction.atomic():
         try:
@@ -49,6 +43,29 @@ def create_once(
         )
         row.save(update_fields=["answer"])
     return Response(answer, status=201)
+
+
+def answered_before(request: Request) -> Response | None:
+    """What `create_once` remembers of this key: where what the body names is used up by being asked."""
+    named = _named(request)
+    if named is None:
+        return None
+    row = IdempotencyKey.objects.filter(scope=named[1], key=named[2]).first()
+    return None if row is None else _again(row, set(_body_digests(request)))
+
+
+def _named(request: Request) -> tuple[User | None, str, str] | None:
+    """Caller, scope and key; None without a key."""
+    key = request.headers.get("Idempotency-Key", "")
+    if not key:
+        return None
+    if len(key) > MAX_KEY or not key.isprintable():
+        raise Invalid(
+            f"an Idempotency-Key has at most {MAX_KEY} visible characters", code="BAD_KEY"
+        )
+    user = request.user if isinstance(request.user, User) else None
+    path = request.path.replace("/api/v1/", "/api/", 1)
+    return user, f"{request.method} {path} {user.pk if user else '-'}"[:200], key
 
 
 def _again(row: IdempotencyKey, digests: set[str]) -> Response:

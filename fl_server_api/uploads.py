@@ -1,6 +1,5 @@
 """Uploaded files go straight to staging, hashed and counted on the way; memory stays flat."""
 
-import errno
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from django.http import HttpRequest
 from rest_framework.request import Request
 
 from fl_server_core.exceptions import OutOfSpace, TooLarge
-from fl_server_core.storage import staging_path
+from fl_server_core.storage import out_of_space, staging_path
 
 CHUNK = 2**20
 STAGED = "fl.staged"  # in a request's META
@@ -42,7 +41,7 @@ class StagedFile(UploadedFile):  # type: ignore[type-arg]
         try:
             self._out.write(data)
         except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            if out_of_space(error):
                 raise OutOfSpace("the server's disk is full; nothing was stored") from error
             raise
 

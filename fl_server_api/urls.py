@@ -8,7 +8,7 @@ from drf_spectacular.views import (
 )
 
 from fl_server_api import errors
-from fl_server_api.views import inference, models, system, tasks, trainings, users
+from fl_server_api.views import inference, models, system, tasks, trainings, uploads, users
 
 urlpatterns = [
     path("", system.IndexView.as_view()),
@@ -39,6 +39,8 @@ urlpatterns = [
     path("tasks/<str:pk>/progress/", tasks.TaskProgressView.as_view()),
     path("tasks/<str:pk>/failure/", tasks.TaskFailureView.as_view()),
     path("tasks/<str:pk>/result/", tasks.TaskResultView.as_view()),
+    path("uploads/", uploads.UploadsView.as_view()),
+    path("uploads/<str:pk>/", uploads.UploadView.as_view()),
     path("inference/", inference.InferencesView.as_view()),
     path("inference/<str:pk>/", inference.InferenceView.as_view()),
     path("aggregators/", system.AggregatorsView.as_view()),

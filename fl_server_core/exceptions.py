@@ -120,6 +120,12 @@ class TiedMismatch(Unusable):
     code = "TIED_MISMATCH"
 
 
+class ChecksumMismatch(DomainError):
+    """A piece of an upload was damaged on its way (460, as tus has it)."""
+
+    code = "CHECKSUM_MISMATCH"
+
+
 class Unavailable(DomainError):
     """The server can't do it now; later, or on another worker, it can (503)."""
 

@@ -1,5 +1,6 @@
 """Where weights live: files that are durable before anybody hears of them."""
 
+import errno
 import os
 import shutil
 import uuid
@@ -41,6 +42,11 @@ class DurableStorage(FileSystemStorage):
 def weights_storage() -> Storage:
     """The storage that `STORAGES["weights"]` names."""
     return storages["weights"]
+
+
+def out_of_space(error: OSError) -> bool:
+    """Whether the disk or a quota is full."""
+    return error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 def staging_path(suffix: str = "") -> Path:

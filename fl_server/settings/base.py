@@ -131,6 +131,7 @@ FL_STAGING_DIR = Path(
     )
 )
 FL_MAX_MODEL_BYTES = env_int("FL_MAX_MODEL_BYTES", 16 * 2**30, "Largest weight file, in bytes.")
+FL_UPLOADS = env_int("FL_UPLOADS", 20, "Resumable uploads that one user may have unused at a time.")
 FL_MAX_INPUT_BYTES = env_int(
     "FL_MAX_INPUT_BYTES", 64 * 2**20, "Largest input of an inference, in bytes."
 )

@@ -1,6 +1,5 @@
 """From an uploaded file to a durable canonical blob; nothing is left behind if anything is refused."""
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from fl_server_ai.containers import Limits, Manifest, extract
 from fl_server_core.exceptions import OutOfSpace
 from fl_server_core.models import Blob
 from fl_server_core.services.blobs import blob_store
-from fl_server_core.storage import staging_path
+from fl_server_core.storage import out_of_space, staging_path
 
 
 class Publish:
@@ -41,7 +40,7 @@ def canonical_blob(file: Path, *, sha256: str | None) -> Iterator[tuple[Manifest
         blob = Blob(digest=extracted.digest, size=extracted.size)
         yield extracted.manifest, blob, Publish(path, blob)
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        if out_of_space(error):
             raise OutOfSpace("the server's disk is full; nothing was stored") from error
         raise
     finally:

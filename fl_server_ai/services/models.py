@@ -1,6 +1,5 @@
 """Uploading models and giving their weights back in the container that their owner uses."""
 
-import errno
 import hashlib
 import os
 import shutil
@@ -27,7 +26,7 @@ from fl_server_core.models import Blob, GlobalModel, Task, User
 from fl_server_core.models.weights import ModelType
 from fl_server_core.services.blobs import blob_discard, blob_store
 from fl_server_core.services.models import model_create, preprocessing_set
-from fl_server_core.storage import local_path, staging_path
+from fl_server_core.storage import local_path, out_of_space, staging_path
 
 SAFETENSORS = "safetensors"
 # Containers that hold a program, and what the sandbox calls it.
@@ -170,13 +169,9 @@ def weights_open(*, model: GlobalModel, blob: Blob, container: str) -> Iterator[
                 with local_path(template) as original:
                     write_back(container, canonical, path, original)
             except OSError as error:
-                if _no_space(error):
+                if out_of_space(error):
                     raise OutOfSpace("the server's disk is full; ask for safetensors") from error
                 raise
 
         with rendering(kept, make) as (path, digest):
             yield Rendered(path, digest, path.stat().st_size)
-
-
-def _no_space(error: OSError) -> bool:
-    return error.errno in {errno.ENOSPC, errno.EDQUOT}

@@ -25,6 +25,7 @@ from fl_server_core.services.blobs import (
     files_sweep,
 )
 from fl_server_core.services.trainings import training_locked
+from fl_server_core.services.uploads import uploads_delete_expired
 
 log = logging.getLogger("fl.server")
 HOUSEKEEPING_SECONDS = 3_600
@@ -119,6 +120,7 @@ def _housekeeping() -> None:
     day_ago = timezone.now() - timedelta(days=1)
     IdempotencyKey.objects.filter(created_at__lt=day_ago).delete()
     inference.jobs_delete_old()
+    uploads_delete_expired()
     blobs_doom_unreferenced()
     removed = files_sweep()
     if removed:

@@ -4,20 +4,22 @@ import uuid
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from django.db import transaction
 
 from fl_server_ai.containers import check_against, check_finite, check_ties, read_manifest
 from fl_server_ai.services.intake import canonical_blob
 from fl_server_ai.services.rounds import round_advance
-from fl_server_core.exceptions import Invalid, NotFound, NotPermitted
+from fl_server_core.exceptions import Conflict, Invalid, NotFound, NotPermitted
 from fl_server_core.lifecycle import TaskKind
-from fl_server_core.models import GlobalModel, LocalModel, Training, User
+from fl_server_core.models import GlobalModel, LocalModel, Training, Upload, User
 from fl_server_core.selectors import get_visible, models_visible_to
 from fl_server_core.services import rounds
 from fl_server_core.services.blobs import blob_discard
 from fl_server_core.services.metrics import Value, metric_names_check, metrics_record
 from fl_server_core.services.trainings import training_locked
+from fl_server_core.services.uploads import upload_taken, upload_used
 from fl_server_core.storage import local_path
 
 
@@ -87,6 +89,33 @@ def update_submit(
     if not created:
         blob_discard(blob=blob)
     return receipt
+
+
+def update_from_upload(*, upload: Upload, **fields: Any) -> Receipt:
+    """`update_submit` of a resumable upload, which is used up by it. Again: the same receipt.
+
+    A refused update leaves the upload as it is until it expires; `UPLOAD_USED` if it has become
+    something else.
+    """
+    if upload.update is not None:
+        asked = (
+            str(fields["model_id"]),
+            fields["round"],
+            fields["sample_size"],
+            fields["owner"].pk,
+        )
+        if asked != _identity(upload.update):
+            raise Conflict("this upload was used for another update", code="UPLOAD_USED")
+        return _receipt(upload.update, created=False)
+    with upload_taken(upload) as taken:
+        receipt = update_submit(file=taken.staged_path, sha256=taken.sha256, **fields)
+    upload_used(upload, update=receipt.update)
+    return receipt
+
+
+def _identity(update: LocalModel) -> tuple[Any, ...]:
+    number, model = update.round.number, update.training.model_id
+    return str(model), number, update.sample_size, update.owner_id
 
 
 def _receipt(update: LocalModel, created: bool) -> Receipt:

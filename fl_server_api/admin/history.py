@@ -17,6 +17,7 @@ from fl_server_core.models import (
     SwagMoments,
     Task,
     TrainerEvent,
+    Upload,
 )
 
 
@@ -298,3 +299,19 @@ class IdempotencyKeyAdmin(HistoryAdmin[IdempotencyKey]):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[IdempotencyKey]:
         return super().get_queryset(request).defer("answer")
+
+
+@admin.register(Upload)
+class UploadAdmin(HistoryAdmin[Upload]):
+    """Files that arrive in pieces."""
+
+    list_display = ("id", "owner", "length", "created_at", "finished_at", "used_at", "expires_at")
+    list_filter = ("created_at", "finished_at", "used_at")
+    list_select_related = ("owner",)
+    search_fields = ("id", "owner__username", "sha256")
+    ordering = ("-created_at",)
+    date_hierarchy = "created_at"
+    fields = (
+        "id", "owner", "length", "sha256", "metadata", "created_at", "finished_at", "used_at",
+        "update", "expires_at",
+    )  # fmt: skip

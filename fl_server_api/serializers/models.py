@@ -36,6 +36,9 @@ class ModelInput(Input):
         max_length=16,
     )
     model_file = serializers.FileField(required=False, allow_empty_file=True)
+    upload = serializers.CharField(
+        required=False, help_text="Instead of model_file: the id of a finished upload of yours."
+    )
     model_preprocessing_file = serializers.FileField(required=False, allow_empty_file=True)
     models = serializers.ListField(
         child=serializers.UUIDField(),
@@ -137,7 +140,10 @@ class MetricsInput(Input):
 class UpdateInput(MetricsInput):
     round = serializers.IntegerField(min_value=0, max_value=MAX_INT)
     sample_size = serializers.IntegerField(min_value=-(2**63), max_value=2**63)
-    model_file = serializers.FileField(allow_empty_file=True)
+    model_file = serializers.FileField(required=False, allow_empty_file=True)
+    upload = serializers.CharField(
+        required=False, help_text="Instead of model_file: the id of a finished upload of yours."
+    )
 
 
 class SwagInput(Input):

@@ -17,10 +17,16 @@ from fl_server_ai.services.models import (
     weights_open,
 )
 from fl_server_ai.services.moments import model_moments, moments_submit
-from fl_server_ai.services.updates import metrics_submit, update_precheck, update_submit
+from fl_server_ai.services.updates import (
+    metrics_submit,
+    update_from_upload,
+    update_precheck,
+    update_submit,
+)
 from fl_server_api.auth import caller
 from fl_server_api.downloads import send, wants_safetensors
-from fl_server_api.idempotency import create_once
+from fl_server_api.files import model_file, staged_of, upload_of
+from fl_server_api.idempotency import answered_before, create_once
 from fl_server_api.listing import listed, parameters
 from fl_server_api.serializers.common import Detail
 from fl_server_api.serializers.models import (
@@ -90,21 +96,24 @@ class ModelsView(View):
         body = parsed(ModelInput, request)
         if body["type"] == "MEAN":
             return create_once(request, lambda: _mean(request, body))
-        file, preprocessing = body.get("model_file"), body.get("model_preprocessing_file")
-        if file is None:
-            raise _missing("model_file")
-
-        with model_prepared(
-            owner=caller(request),
-            name=body["name"],
-            description=body["description"],
-            model_file=file.staged_path,
-            sha256=file.sha256,
-            round=body["round"],
-            type=body["type"],
-            input_shape=body.get("input_shape") or None,
-            preprocessing_file=preprocessing.staged_path if preprocessing else None,
-        ) as create:
+        remembered = answered_before(request)  # the upload that it was made of is used up by now
+        if remembered is not None:
+            return remembered
+        preprocessing = body.get("model_preprocessing_file")
+        with (
+            model_file(request, body) as file,
+            model_prepared(
+                owner=caller(request),
+                name=body["name"],
+                description=body["description"],
+                model_file=file.staged_path,
+                sha256=file.sha256,
+                round=body["round"],
+                type=body["type"],
+                input_shape=body.get("input_shape") or None,
+                preprocessing_file=preprocessing.staged_path if preprocessing else None,
+            ) as create,
+        ):
             return create_once(
                 request,
                 lambda: {"detail": "Model Upload Accepted", "model_id": str(create().pk)},
@@ -124,14 +133,6 @@ def _mean(request: Request, body: dict[str, Any]) -> dict[str, str]:
         input_shape=body.get("input_shape") or None,
     )
     return {"detail": "Model Upload Accepted", "model_id": str(mean.pk)}
-
-
-def _missing(name: str) -> Invalid:
-    return Invalid(
-        f"{name} is missing; send it as a file of a multipart form",
-        code="FIELD_REQUIRED",
-        errors=[{"pointer": f"/{name}", "code": "required", "detail": "this file is required"}],
-    )
 
 
 class ModelView(View):
@@ -174,7 +175,7 @@ class ModelView(View):
         """Send an update of a running training's model. The same one again answers 200."""
         update_precheck(model_id=pk, user=caller(request))
         body = parsed(UpdateInput, request)
-        return submit(request, pk, body, body["model_file"], metrics_of(body))
+        return submit(request, pk, body, metrics_of(body))
 
     @extend_schema(operation_id="models_destroy", responses=answers({200: Detail}, 404, 409))
     def delete(self, request: Request, pk: str) -> Response:
@@ -193,19 +194,22 @@ def submit(
     request: Request,
     model_id: str,
     body: dict[str, Any],
-    file: Any,
     metrics: dict[str, float | bytes],
 ) -> Response:
     """Store an update and say how far the round is."""
-    receipt = update_submit(
-        model_id=model_id,
-        owner=caller(request),
-        round=body["round"],
-        sample_size=body["sample_size"],
-        file=file.staged_path,
-        sha256=file.sha256,
-        metrics=metrics,
-    )
+    fields = {
+        "model_id": model_id,
+        "owner": caller(request),
+        "round": body["round"],
+        "sample_size": body["sample_size"],
+        "metrics": metrics,
+    }
+    upload = upload_of(request, body)
+    if upload is not None:
+        receipt = update_from_upload(upload=upload, **fields)
+    else:
+        file = staged_of(body, "model_file")
+        receipt = update_submit(file=file.staged_path, sha256=file.sha256, **fields)
     answer = {
         "detail": "Model Update Accepted",
         "update_id": receipt.update.pk,

@@ -23,7 +23,7 @@ from fl_server_api.serializers.trainings import (
 )
 from fl_server_api.views.base import View, answers, parsed
 from fl_server_api.views.models import submit
-from fl_server_core.exceptions import Invalid, NotAvailable
+from fl_server_core.exceptions import Invalid
 from fl_server_core.lifecycle import TaskKind, TaskState
 from fl_server_core.models import Task
 from fl_server_core.selectors import get_visible, tasks_visible_to
@@ -100,12 +100,8 @@ class TaskResultView(View):
         metrics: dict[str, float | bytes] = dict(meta.get("metrics", {}))
         if task.kind == TaskKind.EVALUATE:
             return _measured(request, task, model_id, metrics, meta["num_examples"])
-        if body.get("upload"):
-            raise NotAvailable("resumable uploads are not available on this server yet")
-        if body.get("model_file") is None:
-            raise Invalid("model_file is missing", code="FIELD_REQUIRED")
-        fields = {"round": task.number, "sample_size": meta["num_examples"]}
-        return submit(request, model_id, fields, body["model_file"], metrics)
+        fields = {**body, "round": task.number, "sample_size": meta["num_examples"]}
+        return submit(request, model_id, fields, metrics)
 
 
 def _measured(

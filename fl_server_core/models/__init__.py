@@ -8,6 +8,7 @@ from fl_server_core.models.moments import SwagMoments
 from fl_server_core.models.notifications import Notification
 from fl_server_core.models.rounds import LocalModel, Round, Task
 from fl_server_core.models.trainings import Participant, Training
+from fl_server_core.models.uploads import Upload
 from fl_server_core.models.users import ApiToken, User
 from fl_server_core.models.weights import Blob, GlobalModel, MeanMember, ModelVersion
 
@@ -28,5 +29,6 @@ __all__ = [
     "Task",
     "TrainerEvent",
     "Training",
+    "Upload",
     "User",
 ]

@@ -13,6 +13,7 @@ from fl_server_core.selectors.visibility import (
     rounds_visible_to,
     tasks_visible_to,
     trainings_visible_to,
+    uploads_visible_to,
     users_visible_to,
 )
 
@@ -32,5 +33,6 @@ __all__ = [
     "rounds_visible_to",
     "tasks_visible_to",
     "trainings_visible_to",
+    "uploads_visible_to",
     "users_visible_to",
 ]

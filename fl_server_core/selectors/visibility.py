@@ -17,6 +17,7 @@ from fl_server_core.models import (
     Round,
     Task,
     Training,
+    Upload,
     User,
 )
 
@@ -112,6 +113,11 @@ def notifications_visible_to(user: User) -> QuerySet[Notification]:
 def inference_jobs_visible_to(user: User) -> QuerySet[InferenceJob]:
     """One's own only, admins too: inputs and answers are between the server and who asked."""
     return InferenceJob.objects.filter(user=user)
+
+
+def uploads_visible_to(user: User) -> QuerySet[Upload]:
+    """One's own only, admins too: nobody else goes on with them."""
+    return Upload.objects.filter(owner=user)
 
 
 def get_visible(rows: QuerySet[M], pk: object) -> M:

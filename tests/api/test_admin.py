@@ -35,6 +35,7 @@ from fl_server_core.models import (
     Task,
     TrainerEvent,
     Training,
+    Upload,
     User,
 )
 from fl_server_core.services.models import model_create
@@ -55,6 +56,7 @@ HISTORY: list[type[Model]] = [
     IdempotencyKey,
     Participant,
     SwagMoments,
+    Upload,
 ]
 OURS: list[type[Model]] = [*HISTORY, User, ApiToken, GlobalModel, Training]
 EVERY: list[type[Model]] = [*OURS, Group]
@@ -112,6 +114,8 @@ def row(kind: type[Model], index: int) -> Model:
     if kind is ApiToken:
         token_issue(user=user, label=f"laptop {index}")
         return user.api_tokens.get()
+    if kind is Upload:
+        return Upload.objects.create(owner=user, length=7, expires_at=timezone.now())
     training = a_training(user)
     training_start(training=training, user=training.actor)
     round = training.rounds.get()

@@ -11,6 +11,7 @@ from django.urls import URLPattern
 from fl_server_api.urls import urlpatterns
 from fl_server_core.models import ApiToken
 from fl_server_core.services.inference import job_create
+from fl_server_core.services.uploads import upload_create
 from tests.scenes import Scene, person, scene
 
 pytestmark = pytest.mark.django_db
@@ -50,6 +51,12 @@ ALLOWED: dict[str, dict[str, set[str]]] = {
     "tasks/<str:pk>/progress/": {"post": {"participant"}},
     "tasks/<str:pk>/failure/": {"post": {"participant"}},
     "tasks/<str:pk>/result/": {"post": {"participant"}},
+    "uploads/": {"get": ALL, "post": ALL},
+    "uploads/<str:pk>/": {
+        "get": {"participant"},
+        "patch": {"participant"},
+        "delete": {"participant"},
+    },
     "inference/": {"post": ALL},
     "inference/<str:pk>/": {"get": {"participant"}},
     "aggregators/": {"get": ALL},
@@ -92,6 +99,7 @@ def world(login) -> dict[str, Any]:
     return {
         "clients": clients,
         "inference": question.pk,
+        "uploads": upload_create(owner=people["participant"], length=1).pk,
         "users": people["participant"].pk,
         "users/myself/tokens": token.pk,
         "groups": group,
@@ -116,7 +124,7 @@ def test_each_role_gets_what_the_table_says(world, route: str, method: str) -> N
     for role in ROLES:
         with transaction.atomic():  # what one role changes must not decide for the others
             client, url = world["clients"][role], url_of(route, world)
-            response = getattr(client, method)(url, {}, format="json")
+            response = getattr(client, method)(url, {}, format="json", HTTP_TUS_RESUMABLE="1.0.0")
             transaction.set_rollback(True)
         if response.streaming:
             b"".join(response.streaming_content)  # to its end, which closes the file

@@ -12,12 +12,14 @@ from schemathesis.specs.openapi.checks import (
 
 from fl_server.wsgi import application
 from fl_server_core.services.tokens import token_issue
+from fl_server_core.services.uploads import upload_create
 from tests.scenes import person, scene
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
+schemathesis.serializer.alias("application/offset+octet-stream", "application/octet-stream")
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -40,6 +42,7 @@ def documented(request, settings):
     }[request.param]()
     known = {"models": running.training.model_id, "trainings": running.training.pk}
     known |= {"tasks": running.task("grace").pk, "users": user.pk}
+    known["uploads"] = upload_create(owner=user, length=100).pk
     schema = schemathesis.openapi.from_wsgi("/api/schema/?format=json", application)
     return schema, token_issue(user=user), known
 

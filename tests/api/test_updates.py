@@ -100,7 +100,7 @@ REFUSED = {
     "another round": ({"round": 1}, 409, "ROUND_CLOSED"),
     "no samples": ({"sample_size": 0}, 400, "SAMPLE_SIZE"),
     "minus one sample": ({"sample_size": -1}, 400, "SAMPLE_SIZE"),
-    "no file": ({"model_file": None}, 400, "INVALID"),
+    "no file": ({"model_file": None}, 400, "FIELD_REQUIRED"),
     "a file that is text": ({"model_file": "hello"}, 400, "INVALID"),
     "an empty file": ({"model_file": file(b"")}, 415, "UNKNOWN_CONTAINER"),
     "bytes of nothing": ({"model_file": file(b"x" * 99)}, 415, "UNKNOWN_CONTAINER"),

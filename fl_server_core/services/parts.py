@@ -1,0 +1,138 @@
+"""The bytes of an upload that have arrived: one file, one writer at a time, the newest one wins."""
+
+import fcntl
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from django.conf import settings
+
+from fl_server_core.exceptions import Conflict, NotFound, OutOfSpace
+from fl_server_core.storage import fsync_dir, out_of_space
+
+
+class Parts:
+    """An upload's file. Its size is how much has arrived; a kill at any time leaves it usable.
+
+    A connection that is dead for the client may look alive to the server for minutes. So nobody waits
+    for the former writer: each new one leaves its mark, and whoever finds another's mark stops.
+    """
+
+    def __init__(self, upload_id: uuid.UUID) -> None:
+        self.path = self.folder() / f"{upload_id}.part"
+        self._mark = self.folder() / f"{upload_id}.writer"
+        self._me = uuid.uuid4().hex
+
+    @staticmethod
+    def folder() -> Path:
+        folder = Path(settings.FL_STAGING_DIR) / "uploads"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def create(self) -> None:
+        """An empty file whose name survives a power cut."""
+        self.path.touch(exist_ok=False)
+        fsync_dir(self.path.parent)
+
+    def size(self) -> int:
+        """How many bytes are here, without stopping anybody; 0 if the file is gone."""
+        try:
+            return self.path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def stop_others(self) -> int:
+        """Become the only writer; returns how many bytes are here, on disk and not only in memory."""
+        with self._locked() as file:
+            self._mark.write_text(self._me)
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
+
+    @contextmanager
+    def writing(self) -> Iterator[Callable[[bytes], None]]:
+        """A function that appends; synced at the end, however it comes. `Conflict` once another has taken over."""
+        with self.path.open("r+b", buffering=0) as file:
+            file.seek(0, os.SEEK_END)
+
+            def write(block: bytes) -> None:
+                with _lock(file):
+                    self._check()
+                    _all(file, block)
+
+            try:
+                yield write
+            finally:
+                os.fsync(file.fileno())
+
+    def cut(self, size: int) -> None:
+        """Take back what was appended after `size`, unless another writer has taken over."""
+        with self._locked() as file:
+            if self._mine():
+                file.truncate(size)
+                os.fsync(file.fileno())
+
+    def link(self, other: Path) -> None:
+        """A second name for the bytes, which outlives this one."""
+        try:
+            other.hardlink_to(self.path)
+        except FileNotFoundError as error:
+            raise gone() from error
+
+    def delete(self) -> None:
+        """Nothing is left; again, nothing happens."""
+        self.path.unlink(missing_ok=True)
+        self._mark.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self) -> Iterator[IO[bytes]]:
+        try:
+            file = self.path.open("r+b", buffering=0)
+        except FileNotFoundError as error:
+            raise gone() from error
+        with file, _lock(file):
+            yield file
+
+    def _mine(self) -> bool:
+        try:
+            return self._mark.read_text() == self._me
+        except FileNotFoundError:
+            return False
+
+    def _check(self) -> None:
+        if not self._mine():
+            raise Conflict("another request goes on with this upload", code="UPLOAD_TAKEN_OVER")
+
+
+def gone() -> NotFound:
+    """The row is there, the file isn't any more."""
+    return NotFound("this upload was used, deleted, or is too old; begin anew", code="UPLOAD_GONE")
+
+
+@contextmanager
+def _lock(file: IO[bytes]) -> Iterator[None]:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _all(file: IO[bytes], block: bytes) -> None:
+    """Every byte; where the disk is full, the first ones are kept and count."""
+    view = memoryview(block)
+    try:
+        while view:
+            view = view[_write(file, view) :]
+    except OSError as error:
+        if out_of_space(error):
+            raise OutOfSpace(
+                "the server's disk is full; what has arrived is kept, go on when there is room"
+            ) from error
+        raise
+
+
+def _write(file: IO[bytes], block: memoryview) -> int:
+    return file.write(block)

@@ -1,0 +1,203 @@
+"""Uploads in pieces: created, continued where they broke off, checked when complete, and used once."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from django.conf import settings
+from django.db import connection, transaction
+from django.utils import timezone
+
+from fl_server_core.exceptions import (
+    ChecksumMismatch,
+    Conflict,
+    Invalid,
+    OutOfSpace,
+    TooLarge,
+    Unusable,
+)
+from fl_server_core.models import LocalModel, Upload, User
+from fl_server_core.services.parts import Parts
+from fl_server_core.storage import staging_path
+
+KEPT = timedelta(hours=24)  # since the last byte
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A complete upload as a staged file of its own, or the update that it has already become."""
+
+    upload: Upload
+    staged_path: Path
+    sha256: str
+
+
+@transaction.atomic
+def upload_create(*, owner: User, length: int, sha256: str = "", metadata: str = "") -> Upload:
+    """Announce a file. `OutOfSpace` at once if the disk could not take it, however long it takes to come."""
+    if length < 1:
+        raise Invalid("Upload-Length is at least 1", code="BAD_LENGTH")
+    if length > settings.FL_MAX_MODEL_BYTES:
+        raise TooLarge(f"{length:,} bytes; a file may have {settings.FL_MAX_MODEL_BYTES:,}")
+    waiting = Upload.objects.filter(
+        owner=owner, used_at=None, expires_at__gt=timezone.now()
+    ).count()
+    if waiting >= settings.FL_UPLOADS:
+        raise Conflict(
+            f"{waiting} of your uploads are not used yet; use or delete some, or let them expire",
+            code="TOO_MANY_UPLOADS",
+        )
+    parts = Parts.folder()
+    if shutil.disk_usage(parts).free < length:
+        raise OutOfSpace("the server's disk has no room for this file; nothing was stored")
+    upload = Upload.objects.create(
+        owner=owner,
+        length=length,
+        sha256=sha256,
+        metadata=metadata,
+        expires_at=timezone.now() + KEPT,
+    )
+    Parts(upload.pk).create()
+    return upload
+
+
+def upload_offset(upload: Upload) -> int:
+    """How many bytes are here for good. Whoever still sends some is stopped, so that the number stays true."""
+    if upload.used_at is not None:
+        return upload.length
+    return Parts(upload.pk).stop_others()
+
+
+def upload_append(
+    upload: Upload, *, offset: int, blocks: Iterable[bytes], checksum: tuple[str, bytes] | None
+) -> int:
+    """Add bytes at `offset`; returns the new offset. What arrives before the line breaks is kept.
+
+    With a `checksum` (algorithm, digest) of the piece, it is kept whole or not at all. The last byte
+    ends the upload: if its digest is not the announced one, it is deleted (DIGEST_MISMATCH).
+    """
+    if upload.used_at is not None or upload.finished_at is not None:
+        raise Conflict("this upload is complete", code="OFFSET_MISMATCH", offset=upload.length)
+    parts = Parts(upload.pk)
+    found = parts.stop_others()
+    if found != offset:
+        raise Conflict(
+            f"{found} bytes are here; go on from there, not from {offset}",
+            code="OFFSET_MISMATCH",
+            offset=found,
+        )
+    Upload.objects.filter(pk=upload.pk).update(expires_at=timezone.now() + KEPT)
+    _release_connection()
+    with parts.writing() as write:
+        if checksum is None:
+            offset = _receive(write, blocks, offset, upload.length)
+        else:
+            with _all_or_nothing(parts, found):
+                offset = _receive(write, _summed(blocks, *checksum), offset, upload.length)
+    if offset == upload.length:
+        upload_finish(upload)
+    return offset
+
+
+def _release_connection() -> None:
+    """The bytes may take hours; nobody's database connection waits for them."""
+    if not connection.in_atomic_block:
+        connection.close()
+
+
+def _receive(
+    write: Callable[[bytes], None], blocks: Iterable[bytes], offset: int, length: int
+) -> int:
+    for block in blocks:
+        if offset + len(block) > length:
+            raise TooLarge(f"more than the announced {length:,} bytes")
+        write(block)
+        offset += len(block)
+    return offset
+
+
+def _summed(blocks: Iterable[bytes], algorithm: str, digest: bytes) -> Iterator[bytes]:
+    """The same blocks; `ChecksumMismatch` after the last if they are not what the client sent."""
+    found = hashlib.new(algorithm, usedforsecurity=False)
+    for block in blocks:
+        found.update(block)
+        yield block
+    if found.digest() != digest:
+        raise ChecksumMismatch("the piece is not what its checksum says; send it again")
+
+
+@contextmanager
+def _all_or_nothing(parts: Parts, size: int) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        parts.cut(size)
+        raise
+
+
+def upload_finish(upload: Upload) -> None:
+    """Check a file that has arrived to its last byte; done already, nothing happens."""
+    if upload.finished_at is not None:
+        return
+    with Parts(upload.pk).path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if upload.sha256 and found != upload.sha256:
+        announced = upload.sha256
+        upload_delete(upload)
+        raise Unusable(
+            f"the file has SHA-256 {found}, announced was {announced}; it changed on the way, or "
+            "while it was sent: send it again",
+            code="DIGEST_MISMATCH",
+        )
+    now = timezone.now()
+    Upload.objects.filter(pk=upload.pk).update(sha256=found, finished_at=now)
+    upload.sha256, upload.finished_at = found, now
+
+
+def upload_delete(upload: Upload) -> None:
+    """Forget an upload and its bytes; what it has become already stays."""
+    Upload.objects.filter(pk=upload.pk).delete()
+    Parts(upload.pk).delete()
+
+
+@contextmanager
+def upload_taken(upload: Upload) -> Iterator[Taken]:
+    """A complete upload as a file that may be consumed; the upload itself stays until `upload_used`.
+
+    So a kill in between costs nothing: the same request again finds it as it was.
+    """
+    if upload.used_at is not None:
+        raise Conflict("this upload was used already", code="UPLOAD_USED")
+    parts = Parts(upload.pk)
+    here = parts.stop_others()
+    if here != upload.length:
+        raise Conflict(
+            f"{here:,} of {upload.length:,} bytes are here; send the rest first",
+            code="UPLOAD_INCOMPLETE",
+            offset=here,
+        )
+    upload_finish(upload)
+    path = staging_path(".upload")
+    try:
+        parts.link(path)
+        yield Taken(upload, path, upload.sha256)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def upload_used(upload: Upload, *, update: LocalModel | None = None) -> None:
+    """Its bytes have become something that is committed; the file is no longer needed."""
+    Upload.objects.filter(pk=upload.pk).update(used_at=timezone.now(), update=update)
+    Parts(upload.pk).delete()
+
+
+def uploads_delete_expired() -> int:
+    """Forget what nobody has gone on with for a day, and what was used so long ago."""
+    expired = list(Upload.objects.filter(expires_at__lt=timezone.now())[:500])
+    for upload in expired:
+        upload_delete(upload)
+    return len(expired)

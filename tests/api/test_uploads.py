@@ -1,0 +1,375 @@
+"""Resumable uploads (tus 1.0.0): nothing sent twice, nothing unfinished used, nothing used twice."""
+
+import base64
+import errno
+import hashlib
+import io
+import shutil
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from django.conf import settings as django_settings
+from django.utils import timezone
+from rest_framework.test import APIClient
+from safetensors.numpy import save
+
+from fl_server_core.exceptions import Conflict
+from fl_server_core.models import GlobalModel, LocalModel, Upload
+from fl_server_core.services import parts, uploads
+from tests.scenes import Scene, person, scene, weights
+
+pytestmark = pytest.mark.django_db
+TUS = {"HTTP_TUS_RESUMABLE": "1.0.0"}
+DATA = save(weights(1.0))
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    yield
+    shutil.rmtree(Path(django_settings.FL_STAGING_DIR) / "uploads", ignore_errors=True)
+
+
+def packed(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def announce(client: APIClient, length: int = len(DATA), **headers: Any) -> Any:
+    given = {"HTTP_UPLOAD_LENGTH": str(length), **TUS, **headers}
+    return client.post("/api/uploads/", **given)
+
+
+def begin(client: APIClient, data: bytes = DATA, *, digest: bytes | None = None) -> str:
+    """The address of a new upload of `data`."""
+    told = hashlib.sha256(data if digest is None else digest).hexdigest().encode()
+    answer = announce(client, len(data), HTTP_UPLOAD_METADATA=f"sha256 {packed(told)}")
+    assert answer.status_code == 201
+    return answer["Location"]
+
+
+def patch(client: APIClient, url: str, data: bytes, offset: int = 0, **headers: Any) -> Any:
+    return client.generic(
+        "PATCH",
+        url,
+        data,
+        content_type=headers.pop("content_type", "application/offset+octet-stream"),
+        **{"HTTP_UPLOAD_OFFSET": str(offset), **TUS, **headers},
+    )
+
+
+def offset(client: APIClient, url: str) -> int:
+    return int(client.head(url, **TUS)["Upload-Offset"])
+
+
+def identity(url: str) -> str:
+    return url.rstrip("/").rpartition("/")[2]
+
+
+@pytest.fixture
+def running() -> Scene:
+    return scene()
+
+
+@pytest.fixture
+def ada(login, running: Scene) -> APIClient:
+    return login(running.sites["ada"])
+
+
+def test_an_upload_in_three_pieces_becomes_an_update(ada, running: Scene) -> None:
+    url = begin(ada)
+    for start in range(0, len(DATA), 100):
+        answer = patch(ada, url, DATA[start : start + 100], start)
+        assert (answer.status_code, answer["Tus-Resumable"]) == (204, "1.0.0")
+        assert int(answer["Upload-Offset"]) == min(start + 100, len(DATA)) == offset(ada, url)
+
+    form = {"round": 0, "sample_size": 2, "upload": identity(url)}
+    sent = ada.post(f"/api/models/{running.training.model_id}/", form, format="multipart")
+
+    assert sent.status_code == 201
+    update = LocalModel.objects.get(pk=sent.json()["update_id"])
+    assert update.digest == hashlib.sha256(DATA).hexdigest()
+    assert not list((Path(django_settings.FL_STAGING_DIR) / "uploads").iterdir())
+
+
+def test_the_result_of_a_task_names_its_upload_and_may_be_sent_again(ada, running: Scene) -> None:
+    url = begin(ada)
+    patch(ada, url, DATA)
+    form = {"meta": '{"num_examples": 2}', "upload": identity(url)}
+    address = f"/api/tasks/{running.task('ada').pk}/result/"
+
+    first = ada.post(address, form, format="multipart")
+    again = ada.post(address, form, format="multipart")
+
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json()["update_id"] == again.json()["update_id"]
+
+
+def test_a_used_upload_becomes_nothing_else(ada, running: Scene) -> None:
+    url = begin(ada)
+    patch(ada, url, DATA)
+    form = {"round": 0, "sample_size": 2, "upload": identity(url)}
+    address = f"/api/models/{running.training.model_id}/"
+    ada.post(address, form, format="multipart")
+
+    other = ada.post(address, {**form, "sample_size": 3}, format="multipart")
+    more = patch(ada, url, b"x", len(DATA))
+
+    assert (other.status_code, other.json()["code"]) == (409, "UPLOAD_USED")
+    assert (more.status_code, more.json()["code"]) == (409, "OFFSET_MISMATCH")
+
+
+def test_a_model_comes_as_an_upload_and_the_same_key_makes_no_second_one(login) -> None:
+    client = login(person("researcher", actor=True))
+    url = begin(client)
+    patch(client, url, DATA)
+    form = {"name": "m", "description": "d", "upload": identity(url)}
+
+    key = {"HTTP_IDEMPOTENCY_KEY": "one"}
+    first = client.post("/api/models/", form, format="multipart", **key)
+    again = client.post("/api/models/", form, format="multipart", **key)
+    without = client.post("/api/models/", form, format="multipart")
+
+    assert (first.status_code, again.json()) == (201, first.json())
+    assert (without.status_code, without.json()["code"]) == (409, "UPLOAD_USED")
+    assert GlobalModel.objects.count() == 1
+
+
+def test_an_unfinished_upload_is_not_used_and_can_go_on(ada, running: Scene) -> None:
+    url = begin(ada)
+    patch(ada, url, DATA[:100])
+    form = {"round": 0, "sample_size": 2, "upload": identity(url)}
+    address = f"/api/models/{running.training.model_id}/"
+
+    early = ada.post(address, form, format="multipart")
+    patch(ada, url, DATA[100:], 100)
+
+    assert (early.status_code, early.json()["code"]) == (409, "UPLOAD_INCOMPLETE")
+    assert early.json()["offset"] == 100
+    assert ada.post(address, form, format="multipart").status_code == 201
+
+
+def test_a_refused_update_leaves_the_upload_and_the_round_as_they_were(ada, running: Scene) -> None:
+    bad = save({"other": weights()["layer.bias"]})
+    url = begin(ada, bad)
+    patch(ada, url, bad)
+    form = {"round": 0, "sample_size": 2, "upload": identity(url)}
+
+    refused = ada.post(f"/api/models/{running.training.model_id}/", form, format="multipart")
+
+    assert (refused.status_code, refused.json()["code"]) == (422, "KEY_MISMATCH")
+    assert running.task("ada").state == "open"
+    assert offset(ada, url) == len(bad)
+
+
+def test_a_flipped_byte_is_refused_and_the_upload_is_gone(ada) -> None:
+    url = begin(ada)
+
+    answer = patch(ada, url, DATA[:-1] + bytes([DATA[-1] ^ 1]))
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "DIGEST_MISMATCH")
+    assert ada.head(url, **TUS).status_code == 404
+
+
+@pytest.mark.parametrize("name", ["sha1", "sha256"])
+def test_a_piece_with_a_checksum_is_kept_whole_or_not_at_all(ada, name: str) -> None:
+    url = begin(ada)
+    good = f"{name} {packed(hashlib.new(name, DATA[:100]).digest())}"
+
+    kept = patch(ada, url, DATA[:100], HTTP_UPLOAD_CHECKSUM=good)
+    lost = patch(ada, url, b"x" * 100, 100, HTTP_UPLOAD_CHECKSUM=good)
+
+    assert kept.status_code == 204
+    assert (lost.status_code, lost.json()["code"]) == (460, "CHECKSUM_MISMATCH")
+    assert offset(ada, url) == 100
+
+
+def test_what_arrived_before_the_line_broke_is_kept(ada) -> None:
+    url = begin(ada)
+    broken = patch(ada, url, DATA, **{"wsgi.input": io.BytesIO(DATA[:150])})
+
+    assert (broken.status_code, broken.json()["code"]) == (400, "BODY_INTERRUPTED")
+    assert offset(ada, url) == 150
+    assert patch(ada, url, DATA[150:], 150).status_code == 204
+
+
+def test_a_piece_with_a_checksum_that_broke_off_is_taken_back(ada) -> None:
+    url = begin(ada)
+    check = f"sha256 {packed(hashlib.sha256(DATA).digest())}"
+
+    cut = {"wsgi.input": io.BytesIO(DATA[:150])}
+    broken = patch(ada, url, DATA, HTTP_UPLOAD_CHECKSUM=check, **cut)
+
+    assert broken.json()["code"] == "BODY_INTERRUPTED"
+    assert offset(ada, url) == 0
+
+
+def test_another_offset_than_the_servers_is_refused_with_the_right_one(ada) -> None:
+    url = begin(ada)
+    patch(ada, url, DATA[:100])
+
+    answer = patch(ada, url, DATA, 0)
+
+    assert (answer.status_code, answer.json()["code"]) == (409, "OFFSET_MISMATCH")
+    assert answer.json()["offset"] == 100
+
+
+def test_whoever_asks_for_the_offset_stops_a_writer_that_hangs(ada) -> None:
+    url = begin(ada)
+    upload = Upload.objects.get()
+
+    def hanging() -> Iterator[bytes]:
+        yield DATA[:50]
+        assert offset(ada, url) == 50
+        yield DATA[50:60]
+
+    with pytest.raises(Conflict) as stopped:
+        uploads.upload_append(upload, offset=0, blocks=hanging(), checksum=None)
+
+    assert stopped.value.error_code == "UPLOAD_TAKEN_OVER"
+    assert offset(ada, url) == 50
+    assert patch(ada, url, DATA[50:], 50).status_code == 204
+
+
+def test_a_kill_before_the_digest_was_checked_costs_nothing(ada, running: Scene) -> None:
+    url = begin(ada)
+    patch(ada, url, DATA)
+    Upload.objects.update(finished_at=None)  # as if killed between the last byte and the commit
+
+    form = {"round": 0, "sample_size": 2, "upload": identity(url)}
+    sent = ada.post(f"/api/models/{running.training.model_id}/", form, format="multipart")
+
+    assert sent.status_code == 201
+
+
+def test_a_full_disk_keeps_what_has_arrived(ada, monkeypatch) -> None:
+    url = begin(ada)
+    patch(ada, url, DATA[:100])
+
+    def full(file: Any, block: bytes) -> int:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as during:
+        during.setattr(parts, "_write", full)
+        refused = patch(ada, url, DATA[100:], 100)
+
+    assert (refused.status_code, refused.json()["code"]) == (507, "OUT_OF_SPACE")
+    assert offset(ada, url) == 100
+    assert patch(ada, url, DATA[100:], 100).status_code == 204
+
+
+def test_a_file_that_the_disk_could_not_take_is_refused_when_it_is_announced(
+    ada, monkeypatch
+) -> None:
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: SimpleNamespace(free=len(DATA) - 1, total=0, used=0)
+    )
+
+    answer = announce(ada)
+
+    assert (answer.status_code, answer.json()["code"]) == (507, "OUT_OF_SPACE")
+    assert not Upload.objects.exists()
+
+
+WRONG: dict[str, tuple[dict[str, Any], int, str]] = {
+    "no length": ({"HTTP_UPLOAD_LENGTH": ""}, 400, "BAD_HEADER"),
+    "a length that is a word": ({"HTTP_UPLOAD_LENGTH": "many"}, 400, "BAD_HEADER"),
+    "a negative length": ({"HTTP_UPLOAD_LENGTH": "-1"}, 400, "BAD_HEADER"),
+    "a length of 40 digits": ({"HTTP_UPLOAD_LENGTH": "9" * 40}, 400, "BAD_HEADER"),
+    "nothing to send": ({"HTTP_UPLOAD_LENGTH": "0"}, 400, "BAD_LENGTH"),
+    "more than allowed": ({"HTTP_UPLOAD_LENGTH": str(2**50)}, 413, "TOO_LARGE"),
+    "no version": ({"HTTP_TUS_RESUMABLE": ""}, 412, "TUS_VERSION"),
+    "another version": ({"HTTP_TUS_RESUMABLE": "0.2.2"}, 412, "TUS_VERSION"),
+    "a digest that is none": ({"HTTP_UPLOAD_METADATA": "sha256 eA=="}, 400, "BAD_HEADER"),
+    "metadata that is no base64": ({"HTTP_UPLOAD_METADATA": "sha256 ?"}, 400, "BAD_HEADER"),
+    "endless metadata": ({"HTTP_UPLOAD_METADATA": "a" * 5000}, 400, "BAD_HEADER"),
+}
+
+
+@pytest.mark.parametrize(("headers", "status", "code"), WRONG.values(), ids=list(WRONG))
+def test_a_bad_announcement_has_its_own_code(ada, headers, status: int, code: str) -> None:
+    answer = announce(ada, **headers)
+
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert not Upload.objects.exists()
+
+
+PIECES: dict[str, tuple[dict[str, Any], int, str]] = {
+    "no offset": ({"HTTP_UPLOAD_OFFSET": ""}, 400, "BAD_HEADER"),
+    "another media type": ({"content_type": "text/plain"}, 415, "UNSUPPORTED_MEDIA_TYPE"),
+    "an unknown checksum": ({"HTTP_UPLOAD_CHECKSUM": "crc32 eA=="}, 400, "BAD_CHECKSUM"),
+    "a short checksum": ({"HTTP_UPLOAD_CHECKSUM": "sha1 eA=="}, 400, "BAD_CHECKSUM"),
+    "no version": ({"HTTP_TUS_RESUMABLE": ""}, 412, "TUS_VERSION"),
+}
+
+
+@pytest.mark.parametrize(("headers", "status", "code"), PIECES.values(), ids=list(PIECES))
+def test_a_bad_piece_has_its_own_code_and_changes_nothing(ada, headers, status, code) -> None:
+    url = begin(ada)
+
+    answer = patch(ada, url, DATA, **headers)
+
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert offset(ada, url) == 0
+
+
+def test_more_than_announced_is_refused(ada) -> None:
+    url = begin(ada)
+
+    answer = patch(ada, url, DATA + b"x")
+
+    assert (answer.status_code, answer.json()["code"]) == (413, "TOO_LARGE")
+
+
+def test_nobody_has_more_unused_uploads_than_allowed(ada, settings) -> None:
+    settings.FL_UPLOADS = 2
+    begin(ada), begin(ada)
+
+    third = announce(ada)
+
+    assert (third.status_code, third.json()["code"]) == (409, "TOO_MANY_UPLOADS")
+
+
+def test_others_and_admins_see_and_continue_none_of_mine(ada, login) -> None:
+    url = begin(ada)
+
+    for name, fields in (("eve", {"client": True}), ("root", {"is_superuser": True})):
+        other = login(person(name, **fields))
+        assert other.head(url, **TUS).status_code == 404
+        assert patch(other, url, DATA).status_code == 404
+        assert other.delete(url, **TUS).status_code == 404
+        assert other.get("/api/uploads/").json() == []
+
+
+def test_given_up_uploads_and_old_ones_leave_nothing(ada) -> None:
+    one, two = begin(ada), begin(ada)
+    patch(ada, one, DATA[:10]), patch(ada, two, DATA[:10])
+    Upload.objects.filter(pk=identity(two)).update(expires_at=timezone.now() - timedelta(seconds=1))
+
+    deleted = ada.delete(one, **TUS)
+    expired = uploads.uploads_delete_expired()
+
+    assert (deleted.status_code, expired) == (204, 1)
+    assert not Upload.objects.exists()
+    assert not list((Path(django_settings.FL_STAGING_DIR) / "uploads").iterdir())
+
+
+def test_tus_clients_learn_what_is_spoken_here(ada) -> None:
+    answer = ada.options("/api/uploads/")
+
+    assert answer.status_code == 204
+    assert answer["Tus-Version"] == "1.0.0"
+    assert answer["Tus-Extension"] == "creation,checksum,expiration,termination"
+    assert int(answer["Tus-Max-Size"]) == django_settings.FL_MAX_MODEL_BYTES
+
+
+def test_people_see_how_far_their_uploads_are(ada) -> None:
+    url = begin(ada)
+    patch(ada, url, DATA[:10])
+
+    (listed,) = ada.get("/api/uploads/").json()
+
+    assert (listed["offset"], listed["length"]) == (10, len(DATA))
+    assert ada.get(url).json() == listed

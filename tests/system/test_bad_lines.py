@@ -1,0 +1,180 @@
+"""Large models over lines that break: nothing is sent twice that arrived once, and nothing is lost."""
+
+import hashlib
+import resource
+import threading
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import fl_client
+from fl_client.transport import Transport
+from fl_client.upload import send_file
+from tests.system.bad_line import BadLine
+from tests.system.processes import Process, until
+from tests.system.sites import checked, http, register
+from tests.system.test_embedded import Embedded
+
+pytestmark = pytest.mark.system
+MB = 2**20
+SIZES = [
+    pytest.param(32 * MB, id="32 MB"),
+    pytest.param(1024 * MB, id="1 GB", marks=pytest.mark.heavy),
+]
+
+
+def large(path: Path, size: int) -> str:
+    """A model of `size` bytes; its digest."""
+    draw = np.random.default_rng(3)
+    save_file({"w": draw.standard_normal(size // 4, np.float32)}, path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def killed_halfway(server: Process, line: BadLine, size: int) -> threading.Thread:
+    """Kills the server when half of the file has gone over the line, and starts it again."""
+
+    def watch() -> None:
+        until(lambda: line.up > size / 2, "half of the upload", 600)
+        server.kill_all()
+        server.start()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_update_over_a_line_that_breaks_arrives_with_few_extra_bytes(
+    tmp_path: Path, size: int
+) -> None:
+    digest = large(tmp_path / "update.safetensors", size)
+    embedded = Embedded(tmp_path)
+    with embedded.serving() as server:
+        _, actor = register(embedded.base, "researcher", actor=True)
+        site, token = register(embedded.base, "site", client=True)
+        with http(embedded.base, actor) as researcher:
+            with (tmp_path / "update.safetensors").open("rb") as file:
+                made = researcher.post(
+                    "/api/models/", data={"name": "m", "description": "d"},
+                    files={"model_file": file}, timeout=600,
+                )  # fmt: skip
+            model = checked(made, 201)["model_id"]
+            wanted = {
+                "model_id": model, "target_num_updates": 1, "aggregation_method": "FedAvg",
+                "metric_names": [], "clients": [site], "options": {"skip_model_tests": True},
+            }  # fmt: skip
+            training = checked(researcher.post("/api/trainings/", json=wanted), 201)["training_id"]
+            checked(researcher.post(f"/api/trainings/{training}/start/"), 202)
+        line = BadLine(("127.0.0.1", embedded.port), rate=24 * MB, every=size // 6)
+        killer = killed_halfway(server, line, size)
+
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        transport = Transport(line.base, token=token)
+        form = [("round", "0"), ("sample_size", "3")]
+        sent = send_file(transport, f"models/{model}/", form, tmp_path / "update.safetensors")
+        transport.close()
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+        killer.join()
+        line.close()
+
+        ((stored,),) = embedded.rows("select digest from fl_server_core_localmodel")
+        assert (sent["received"], stored) == (1, digest)
+        assert line.cuts >= 3
+        assert line.up <= 1.05 * size, f"{line.up / size - 1:.1%} extra after {line.cuts} cuts"
+        assert grown < 32 * MB
+        until(lambda: _state(embedded, actor, training) == "C", "the end of the training")
+
+
+def _state(embedded: Embedded, token: str, training: str) -> str:
+    with http(embedded.base, token) as researcher:
+        return str(checked(researcher.get(f"/api/trainings/{training}/"), 200)["state"])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_download_over_a_line_that_breaks_goes_on_where_it_stopped(
+    tmp_path: Path, size: int
+) -> None:
+    digest = large(tmp_path / "model.safetensors", size)
+    embedded = Embedded(tmp_path)
+    with embedded.serving():
+        _, token = register(embedded.base, "researcher", actor=True)
+        line = BadLine(("127.0.0.1", embedded.port), rate=24 * MB, every=size // 6)
+        with fl_client.connect(embedded.base, token=token) as fl:
+            model = fl.models.upload(
+                name="m", description="d", weights=tmp_path / "model.safetensors"
+            )
+
+        with fl_client.connect(line.base, token=token) as fl:
+            arrived = fl.models.download(model, tmp_path / "arrived.safetensors")
+        line.close()
+
+        with arrived.open("rb") as file:
+            assert hashlib.file_digest(file, "sha256").hexdigest() == digest
+        assert line.cuts >= 3
+        assert line.down <= 1.05 * size
+
+
+def test_a_byte_that_is_flipped_on_the_way_is_refused_and_the_next_attempt_arrives(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "model.safetensors"
+    digest = large(path, 20 * MB)
+    embedded = Embedded(tmp_path)
+    with embedded.serving():
+        _, token = register(embedded.base, "researcher", actor=True)
+        flips: list[int] = []
+
+        class Flipping(Transport):
+            """Damages the first transfer in its middle."""
+
+            def headers(self, method, url, *, headers, content=None):  # type: ignore[no-untyped-def]
+                if method == "PATCH" and not flips:
+                    content = self._damaged(content)
+                return super().headers(method, url, headers=headers, content=content)
+
+            def _damaged(self, content):  # type: ignore[no-untyped-def]
+                for number, block in enumerate(content):
+                    if number == 9:
+                        flips.append(number)
+                        yield bytes([block[0] ^ 1]) + block[1:]
+                    else:
+                        yield block
+
+        transport = Flipping(embedded.base, token=token)
+        form = [("name", "m"), ("description", "d")]
+        made = send_file(transport, "models/", form, path, key="one")
+
+        assert flips == [9]
+        stored = transport.json("GET", f"models/{made['model_id']}/metadata/")
+        assert stored["sha256"] == digest
+        transport.close()
+
+
+def test_the_note_of_an_unfinished_upload_outlives_the_client(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    large(path, 20 * MB)
+    embedded = Embedded(tmp_path)
+    with embedded.serving():
+        _, token = register(embedded.base, "researcher", actor=True)
+        line = BadLine(("127.0.0.1", embedded.port), rate=64 * MB, every=8 * MB)
+        form = [("name", "m"), ("description", "d")]
+        impatient = Transport(line.base, token=token, attempts=1)
+        with pytest.raises(fl_client.FLError):
+            send_file(impatient, "models/", form, path, key="one")
+        impatient.close()
+        line.whole = True
+        again = line.up
+
+        patient = Transport(line.base, token=token)
+        made = send_file(patient, "models/", form, path, key="one")
+        patient.close()
+        line.close()
+
+        assert made["model_id"]
+        assert line.up - again < 17 * MB
+        assert not path.with_name(path.name + ".upload").exists()
+        assert httpx.get(f"{embedded.base}/livez").status_code == 200
