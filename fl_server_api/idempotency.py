@@ -20,13 +20,23 @@ MAX_KEY = 200
 def create_once(
     request: Request, act: Callable[[], Mapping[str, Any]], *, secret: frozenset[str] = frozenset()
 ) -> Response:
-    """Answer 201 with what `act` creates. With a key, `act` and the memory of it commit together.
+    """Answer 201 with what `act` creates; again, with the same key, what it created then.
 
-    The same key with another body is a `Conflict`. Fields in `secret` are given once and not remembered.
+    Fields in `secret` are given once and not remembered.
+    """
+    return Response(once(request, act, secret=secret), status=201)
+
+
+def once(
+    request: Request, act: Callable[[], Mapping[str, Any]], *, secret: frozenset[str] = frozenset()
+) -> Mapping[str, Any]:
+    """What `act` says, or said when the request came first: with a key, it and its memory commit together.
+
+    The same key with another body is a `Conflict`.
     """
     named = _named(request)
     if named is None:
-        return Response(act(), status=201)
+        return act()
     user, scope, key = named
     digest, *former = _body_digests(request)
     with transaction.atomic():
@@ -42,7 +52,7 @@ def create_once(
             json.dumps({k: v for k, v in answer.items() if k not in secret}, default=str)
         )
         row.save(update_fields=["answer"])
-    return Response(answer, status=201)
+    return answer
 
 
 def answered_before(request: Request) -> Response | None:
@@ -51,7 +61,9 @@ def answered_before(request: Request) -> Response | None:
     if named is None:
         return None
     row = IdempotencyKey.objects.filter(scope=named[1], key=named[2]).first()
-    return None if row is None else _again(row, set(_body_digests(request)))
+    if row is None:
+        return None
+    return Response(_again(row, set(_body_digests(request))), status=row.status)
 
 
 def _named(request: Request) -> tuple[User | None, str, str] | None:
@@ -68,13 +80,14 @@ def _named(request: Request) -> tuple[User | None, str, str] | None:
     return user, f"{request.method} {path} {user.pk if user else '-'}"[:200], key
 
 
-def _again(row: IdempotencyKey, digests: set[str]) -> Response:
+def _again(row: IdempotencyKey, digests: set[str]) -> Mapping[str, Any]:
     if row.body_digest not in digests:
         raise Conflict(
             "this Idempotency-Key was used with another body; use a new one",
             code="IDEMPOTENCY_MISMATCH",
         )
-    return Response(row.answer, status=row.status)
+    answer: dict[str, Any] = row.answer
+    return answer
 
 
 def _body_digests(request: Request) -> list[str]:

@@ -25,6 +25,7 @@ from fl_server_ai.services.inference_inputs import input_from_file, input_from_j
 from fl_server_ai.uncertainty import UNCERTAINTY
 from fl_server_ai.uncertainty.options import schema
 from fl_server_api.auth import caller
+from fl_server_api.idempotency import once
 from fl_server_api.serializers.inference import (
     FORMATS,
     InferenceForm,
@@ -66,7 +67,10 @@ class InferencesView(View):
         responses=answers(ANSWERS, *REFUSALS),
     )
     def post(self, request: Request) -> HttpResponseBase:
-        """Ask a model that you see. What takes longer than a moment is answered at `url`, for a day."""
+        """Ask a model that you see. What takes longer than a moment is answered at `url`, for a day.
+
+        With an `Idempotency-Key` the same question again is not asked twice.
+        """
         form = (request.content_type or "").startswith("multipart/")
         file = "model_input" in request.FILES
         body = parsed(InferenceForm if file else InferenceInput, request)
@@ -77,10 +81,15 @@ class InferencesView(View):
         tensor = (
             input_from_file(given.staged_path, dtype) if file else input_from_json(given, dtype)
         )
-        job = inference_ask(
-            user=user, subject=subject, tensor=tensor, method=method, options=options,
-            return_format=return_format,
-        )  # fmt: skip
+
+        def act() -> dict[str, int]:
+            job = inference_ask(
+                user=user, subject=subject, tensor=tensor, method=method, options=options,
+                return_format=return_format,
+            )  # fmt: skip
+            return {"job_id": job.pk}
+
+        job = get_visible(inference_jobs_visible_to(user), once(request, act)["job_id"])
         return _told(request, _waited(job), return_format)
 
 

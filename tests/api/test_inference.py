@@ -609,3 +609,31 @@ def test_the_methods_are_listed_with_their_options(client) -> None:
     assert found["SWAG"]["paper"] == "1902.02476"
     assert found["SWAG"]["defaults"]["scale"] == 1.0
     assert "N" in found["MC_DROPOUT"]["options_schema"]["properties"]
+
+
+def test_a_question_with_a_key_is_asked_once(client, login) -> None:
+    model = upload(client)
+    body = {"model_id": model, "model_input": INPUT}
+    key = {"HTTP_IDEMPOTENCY_KEY": "q1"}
+
+    first = client.post("/api/inference/", body, **key)
+    again = client.post("/api/inference/", body, **key)
+    other = client.post("/api/inference/", {**body, "return_format": "npz"}, **key)
+    run_inference(first.json()["job_id"])
+    answered = client.post("/api/v1/inference/", body, **key)
+    files = [
+        client.post(
+            "/api/inference/",
+            {"model_id": model, "model_input": SimpleUploadedFile("x", save({"x": X.numpy()}))},
+            format="multipart", HTTP_IDEMPOTENCY_KEY="q2",
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert first.json() == again.json()
+    assert (other.status_code, other.json()["code"]) == (409, "IDEMPOTENCY_MISMATCH")
+    assert answered.json()["inference"] == network()(X).argmax(1).tolist()
+    assert files[0].json()["job_id"] == files[1].json()["job_id"]
+    assert InferenceJob.objects.count() == 2
+    assert client.post("/api/inference/", body).json()["job_id"] != first.json()["job_id"]
