@@ -1,5 +1,6 @@
 """Which draws of a program a method needs, and with which weights."""
 
+import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,6 +22,9 @@ from fl_server_core.services.moments import combined_moments
 from fl_server_core.storage import local_path
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+# Of BatchNorm: no weights, and a variance that was drawn could be below 0.
+STATISTICS = re.compile(r"(?:^|\.)running_(?:mean|var)$")
 
 
 @contextmanager
@@ -54,8 +58,9 @@ def _swag(
 
         def one(draw: int) -> Iterator[RawTensor]:
             pairs = draw_weights(
-                first, second, seed=options.seed, draw=draw, scale=options.scale, eps=options.eps
-            )
+                first, second, seed=options.seed, draw=draw, scale=options.scale, eps=options.eps,
+                keep=[name for name in second if STATISTICS.search(name)],
+            )  # fmt: skip
             for name, tensor in pairs:
                 yield as_raw(tensor.to(floats[name]), name)
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,9 +11,10 @@ from django.db import OperationalError
 
 from fl_server_ai.inference import pool
 from fl_server_ai.inference.draws import as_raw, as_tensor, draws_of
-from fl_server_ai.sandbox.plans import Plain
+from fl_server_ai.sandbox.plans import Drawn, Plain
 from fl_server_ai.sandbox.programs import Program
 from fl_server_ai.sandbox.tensors import RawTensor
+from fl_server_ai.services.inference_inputs import CALIBRATION
 from fl_server_ai.services.leases import lease_kept
 from fl_server_ai.services.models import PROGRAMS, weights_open
 from fl_server_ai.services.tensor_bytes import got, packed, put, unpacked
@@ -43,8 +45,9 @@ def job_work(job_id: int) -> None:
         return
     with lease_kept(partial(job_renew, job=job)):
         try:
-            answer = _answer(job)
-            _store(job, [as_raw(t, name) for name, t in answer.tensors().items()])
+            notes: list[str] = []
+            answer = _answer(job, notes)
+            _store(job, [as_raw(t, name) for name, t in answer.tensors().items()], notes)
         except DomainError as error:
             job_fail(job=job, error=error)
         except (OSError, OperationalError) as error:  # the disk or the database, not the question
@@ -55,10 +58,12 @@ def job_work(job_id: int) -> None:
             job_fail(job=job, error=Unavailable("the server failed; its log says why"))
 
 
-def _answer(job: InferenceJob) -> Answer:
+def _answer(job: InferenceJob, notes: list[str]) -> Answer:
+    """What the model says; what the asker should know beside it goes to `notes`."""
     if job.weights is None:
         raise Conflict("these weights were deleted meanwhile", code="WEIGHTS_DELETED")
-    tensor = unpacked(got(job.input_bytes, job.input_file))["input"]
+    given = unpacked(got(job.input_bytes, job.input_file))
+    tensor = given["input"]
     kind = UNCERTAINTY[job.method]
     method: Method[Any] = kind(parse_options(kind.Options, job.options))
     if method.kind == Kind.MEMBERS:
@@ -66,6 +71,9 @@ def _answer(job: InferenceJob) -> Answer:
     with ExitStack() as stack:
         canonical = stack.enter_context(local_path(job.weights))
         plan = stack.enter_context(draws_of(method, job, canonical))
+        if isinstance(plan, Drawn) and CALIBRATION in given:
+            calibrated = partial(_note_calibration, notes)
+            plan = replace(plan, calibration=((given[CALIBRATION],),), calibrated=calibrated)
         program = stack.enter_context(_program(job, job.model, job.weights))
         outputs = pool.predict(program, tensor, plan)
     if method.kind == Kind.PLAIN:
@@ -74,6 +82,14 @@ def _answer(job: InferenceJob) -> Answer:
     for output in outputs:
         summary.add(as_tensor(output))
     return summary.answer()
+
+
+def _note_calibration(notes: list[str], layers: int) -> None:
+    if not layers:
+        notes.append(
+            "CALIBRATION_UNUSED: the program has no BatchNorm layer with running statistics; "
+            "calibration_input changed nothing"
+        )
 
 
 def _mixture(job: InferenceJob, options: EnsembleOptions, tensor: RawTensor) -> Answer:
@@ -97,10 +113,10 @@ def _program(job: InferenceJob, model: GlobalModel, weights: Blob) -> Iterator[P
         yield Program(file.path, file.etag, PROGRAMS[container], tenant=str(job.user_id))
 
 
-def _store(job: InferenceJob, tensors: Sequence[RawTensor]) -> None:
+def _store(job: InferenceJob, tensors: Sequence[RawTensor], notes: Sequence[str]) -> None:
     data, file = put(packed(tensors))
     try:
-        job_finish(job=job, data=data, file=file)
+        job_finish(job=job, data=data, file=file, notes=notes)
     finally:
         if file is not None:
             blob_discard(blob=file)  # unless it has a row by now

@@ -31,6 +31,7 @@ def predict(model: Model, header: Mapping[str, Any], received: Received, pipes: 
     for count in header["calibration"]:
         batches.append(tuple(tensors[at : at + count]))
         at += count
+    norms = 0
     with torch.inference_mode():
         match header["plan"]:
             case "plain":
@@ -38,8 +39,8 @@ def predict(model: Model, header: Mapping[str, Any], received: Received, pipes: 
             case "dropout":
                 _with_dropout(model, inputs, header["draws"], header["seed"], pipes)
             case _:
-                _with_weights(model, inputs, header["seed"], batches, pipes)
-    pipes.send({"done": True})
+                norms = _with_weights(model, inputs, header["seed"], batches, pipes)
+    pipes.send({"done": True, "norms": norms})
 
 
 def _with_dropout(
@@ -64,18 +65,19 @@ def _with_weights(
     seed: int,
     batches: list[tuple[Tensor, ...]],
     pipes: Pipes,
-) -> None:
+) -> int:
+    """How many BatchNorm layers were calibrated."""
     state = model.state()
     own = {name: tensor.clone() for name, tensor in state.items()}
-    index = 0
+    index = norms = 0
     try:
         while True:
             header, received = pipes.receive()
             if header["op"] == "end":
-                return
+                return norms
             _overwrite(state, own, received)
             if batches:
-                _calibrate(model, batches, seed)
+                norms = _calibrate(model, batches, seed)
             _draw(model, inputs, seed, index, pipes)
             index += 1
     finally:
@@ -102,8 +104,11 @@ def _overwrite(state: dict[str, Tensor], own: dict[str, Tensor], received: Recei
         state[tensor[0]].copy_(made(tensor))
 
 
-def _calibrate(model: Model, batches: list[tuple[Tensor, ...]], seed: int) -> None:
-    """Running statistics become the mean of the batches' own, which each layer tells one batch at a time."""
+def _calibrate(model: Model, batches: list[tuple[Tensor, ...]], seed: int) -> int:
+    """Running statistics become the mean of the batches' own, which each layer tells one batch at a time.
+
+    Returns how many layers have such statistics; without any, no batch is run.
+    """
     torch.manual_seed(_seed(seed, -1))
     try:
         running = model.norms(on=True)
@@ -113,6 +118,8 @@ def _calibrate(model: Model, batches: list[tuple[Tensor, ...]], seed: int) -> No
                 "the program's BatchNorm layers can't be calibrated, because a trace has fixed them: use "
                 "torch.jit.script or torch.export without decompositions",
             )
+        if not running:
+            return 0
         shares = model.read()
         sums = [[torch.zeros_like(t, dtype=torch.float64) for t in pair] for pair in running]
         for batch in batches:
@@ -127,6 +134,7 @@ def _calibrate(model: Model, batches: list[tuple[Tensor, ...]], seed: int) -> No
         for pair, total in zip(running, sums, strict=True):
             for statistic, part in zip(pair, total, strict=True):
                 statistic.copy_(part / len(batches))
+        return len(running)
     finally:
         model.norms(on=False)
 

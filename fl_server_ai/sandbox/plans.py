@@ -38,12 +38,14 @@ class Drawn:
     A set's tensors are copied over parameters and buffers of the same names; names that it leaves out keep the
     program's own values. `calibration` are batches (positional inputs each) over which the statistics of
     BatchNorm layers are taken anew for each draw: mean over batches, weighted equally, as
-    `torch.optim.swa_utils.update_bn` does. Afterwards the program has its own weights again.
+    `torch.optim.swa_utils.update_bn` does. Afterwards the program has its own weights again, and `calibrated`
+    hears how many layers that were: 0 if the program has none.
     """
 
     weights: Weights
     seed: int = 0
     calibration: tuple[tuple[RawTensor, ...], ...] = ()
+    calibrated: Callable[[int], None] | None = None
 
 
 Plan = Plain | Dropout | Drawn

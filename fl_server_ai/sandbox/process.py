@@ -129,7 +129,9 @@ class Child:
             else:
                 for _ in range(plan.draws if isinstance(plan, Dropout) else 1):
                     self._draw(outputs, deadline)
-            self._answer("done", deadline)
+            ended, _ = self._heard("done", deadline)
+            if isinstance(plan, Drawn) and plan.calibration and plan.calibrated:
+                plan.calibrated(_layers(ended))
             return outputs
 
     def kill(self) -> None:
@@ -148,13 +150,18 @@ class Child:
             raise ProgramFailed("the program answers another shape or dtype in each draw")
 
     def _answer(self, kind: str, deadline: float, most: int = 0) -> list[RawTensor]:
+        return self._heard(kind, deadline, most)[1]
+
+    def _heard(
+        self, kind: str, deadline: float, most: int = 0
+    ) -> tuple[dict[str, Any], list[RawTensor]]:
         header, tensors = self.channel.receive(deadline, most)
         if "error" in header:
             self._told = True
             raise _failure(header["error"])
         if kind not in header:
             raise BadFrame(f"{kind} was expected")
-        return tensors
+        return header, tensors
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
@@ -216,6 +223,14 @@ def plain_text(text: str) -> str:
     """A program's error text for a user: its end, printable, without this server's folders."""
     text = PATHS.sub("", UNPRINTABLE.sub(" ", text)).strip()
     return text if len(text) <= TEXT else "… " + text[-TEXT:]
+
+
+def _layers(ended: dict[str, Any]) -> int:
+    """How many BatchNorm layers the child says it has calibrated."""
+    norms = ended.get("norms")
+    if type(norms) is not int or norms < 0:
+        raise BadFrame("a number of layers was expected")
+    return norms
 
 
 def _protections(hello: dict[str, Any]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from django.conf import settings
@@ -10,7 +10,7 @@ from django.db import transaction
 
 from fl_server_ai.dispatch import dispatch_inference
 from fl_server_ai.sandbox.tensors import RawTensor
-from fl_server_ai.services.inference_inputs import check_input
+from fl_server_ai.services.inference_inputs import CALIBRATION, check_input, named_calibration
 from fl_server_ai.services.models import PROGRAMS
 from fl_server_ai.services.tensor_bytes import got, packed, put, unpacked
 from fl_server_ai.uncertainty import UNCERTAINTY
@@ -149,9 +149,18 @@ def inference_ask(
     method: str,
     options: CommonOptions,
     return_format: str,
+    calibration: RawTensor | None = None,
 ) -> InferenceJob:
-    """Store the question and hint at it; `Invalid` (INPUT_SHAPE) if the model can't take the input."""
+    """Store the question and hint at it; `Invalid` (INPUT_SHAPE) if the model can't take the input.
+
+    `calibration` is a batch over which the statistics of BatchNorm layers are taken anew for each draw of
+    the weights; `Invalid` (NO_CALIBRATION) for methods that draw none.
+    """
     check_input(tensor, subject.model.input_shape)
+    given = [tensor]
+    if calibration is not None:
+        _check_calibration(calibration, subject, method)
+        given.append(replace(calibration, name=CALIBRATION))
     for member in subject.model.members.select_related("model"):
         get_visible(models_visible_to(user), member.model_id)  # perhaps no longer
         check_input(tensor, member.model.input_shape)
@@ -161,7 +170,7 @@ def inference_ask(
             f"{waiting} of your questions wait for an answer; ask again when some have one",
             code="TOO_MANY_QUESTIONS",
         )
-    data, file = put(packed([tensor]))
+    data, file = put(packed(given))
     try:
         with transaction.atomic():
             job = job_create(
@@ -174,6 +183,18 @@ def inference_ask(
         if file is not None:
             blob_discard(blob=file)  # unless it has a row by now
     return job
+
+
+def _check_calibration(batch: RawTensor, subject: Subject, method: str) -> None:
+    with named_calibration():
+        if UNCERTAINTY[method].kind != Draws.WEIGHTS:
+            said = f"for methods that draw weights, such as SWAG; {method} draws none, leave it out"
+            raise Invalid(
+                said,
+                code="NO_CALIBRATION",
+                errors=[{"pointer": "/calibration_input", "code": "contradiction", "detail": said}],
+            )
+        check_input(batch, subject.model.input_shape)
 
 
 def inference_wait(*, job: InferenceJob, seconds: float) -> InferenceJob:

@@ -4,7 +4,8 @@ import base64
 import binascii
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ DTYPES = {
     "float64": np.float64, "float32": np.float32, "float16": np.float16, "int64": np.int64,
     "int32": np.int32, "int16": np.int16, "int8": np.int8, "uint8": np.uint8, "bool": np.bool_,
 }  # fmt: skip
-INPUT = "input"
+INPUT, CALIBRATION = "input", "calibration"
 
 
 def input_from_json(value: Any, dtype: str | None) -> RawTensor:
@@ -65,6 +66,18 @@ def input_from_file(path: Path, dtype: str | None = None) -> RawTensor:
         with publish.path.open("rb") as file:
             file.seek(info.offset)
             return RawTensor(info.dtype, info.shape, file.read(info.nbytes), INPUT)
+
+
+@contextmanager
+def named_calibration() -> Iterator[None]:
+    """Refusals within are about `calibration_input`, which is read as `model_input` is."""
+    try:
+        yield
+    except Invalid as refusal:
+        refusal.detail = f"calibration_input: {refusal.detail}"
+        for error in refusal.data.get("errors", []):
+            error["pointer"] = error["pointer"].replace("/model_input", "/calibration_input")
+        raise
 
 
 def check_size(size: int) -> None:

@@ -63,12 +63,20 @@ class InferenceInput(Input):
         required=False, max_length=64, help_text="The training's if left out; NONE without one."
     )
     options = Options(required=False, default=dict)
+    calibration_input = Numbers(
+        required=False,
+        help_text="With SWAG: a batch of typical inputs, over which BatchNorm layers take their "
+        "statistics anew for each draw.",
+    )
 
 
 class InferenceForm(InferenceInput):
     """The same with a file of one tensor: safetensors, .npz or torch.save."""
 
     model_input = serializers.FileField(allow_empty_file=True)  # type: ignore[assignment]
+    calibration_input = serializers.FileField(  # type: ignore[assignment]
+        required=False, allow_empty_file=True
+    )
 
 
 class InferenceOutput(serializers.Serializer[Any]):
@@ -79,6 +87,10 @@ class InferenceOutput(serializers.Serializer[Any]):
     inference = serializers.JSONField(help_text="Nested lists, batch first.")
     uncertainty = serializers.DictField(
         child=serializers.JSONField(), help_text="Nested lists by name: variance, std, ..."
+    )
+    notes = serializers.ListField(
+        child=serializers.CharField(),
+        help_text='What to know about the answer, as "CODE: text"; a file has them in X-FL-Notes.',
     )
 
 

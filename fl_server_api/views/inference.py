@@ -1,5 +1,6 @@
 """Asking models, and what their answers' uncertainty can be made of."""
 
+import json
 import threading
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -13,6 +14,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from fl_server_ai.containers import write_back
+from fl_server_ai.sandbox.tensors import RawTensor
 from fl_server_ai.services.inference import (
     inference_answer,
     inference_ask,
@@ -21,7 +23,11 @@ from fl_server_ai.services.inference import (
     method_of,
     subject_of,
 )
-from fl_server_ai.services.inference_inputs import input_from_file, input_from_json
+from fl_server_ai.services.inference_inputs import (
+    input_from_file,
+    input_from_json,
+    named_calibration,
+)
 from fl_server_ai.uncertainty import UNCERTAINTY
 from fl_server_ai.uncertainty.options import schema
 from fl_server_api.auth import caller
@@ -35,7 +41,7 @@ from fl_server_api.serializers.inference import (
     MethodOutput,
     encoded,
 )
-from fl_server_api.uploads import refuse_large
+from fl_server_api.uploads import StagedFile, refuse_large
 from fl_server_api.views.base import View, answers, parsed
 from fl_server_core.exceptions import Invalid
 from fl_server_core.lifecycle import EventState
@@ -78,14 +84,14 @@ class InferencesView(View):
         user, given, dtype = caller(request), body["model_input"], body.get("dtype")
         subject = subject_of(user=user, model_id=body["model_id"])
         method, options = method_of(subject, body.get("uncertainty_method"), body["options"])
-        tensor = (
-            input_from_file(given.staged_path, dtype) if file else input_from_json(given, dtype)
-        )
+        tensor, batch = _read(given, dtype), body.get("calibration_input")
+        with named_calibration():
+            calibration = None if batch is None else _read(batch, dtype)
 
         def act() -> dict[str, int]:
             job = inference_ask(
                 user=user, subject=subject, tensor=tensor, method=method, options=options,
-                return_format=return_format,
+                return_format=return_format, calibration=calibration,
             )  # fmt: skip
             return {"job_id": job.pk}
 
@@ -110,6 +116,12 @@ class InferenceView(View):
         return _told(request, job, wanted)
 
 
+def _read(given: Any, dtype: str | None) -> RawTensor:
+    if isinstance(given, StagedFile):
+        return input_from_file(given.staged_path, dtype)
+    return input_from_json(given, dtype)
+
+
 def _waited(job: InferenceJob) -> InferenceJob:
     if not _places.acquire(blocking=False):
         return job
@@ -130,13 +142,16 @@ def _told(request: Request, job: InferenceJob, wanted: str) -> HttpResponseBase:
         return Response({**about, "url": url}, status=202, headers=headers)
     data = inference_answer(job)
     if wanted == "json":
-        body = encoded({**about, **inference_json(data)})
+        body = encoded({**about, **inference_json(data), "notes": job.notes})
         return HttpResponse(body, content_type="application/json")
     name = f"inference-{job.pk}.{'npz' if wanted == 'npz' else 'safetensors'}"
     return HttpResponse(
         _npz(data) if wanted == "npz" else data,
         content_type="application/octet-stream",
-        headers={"Content-Disposition": f'attachment; filename="{name}"'},
+        headers={
+            "Content-Disposition": f'attachment; filename="{name}"',
+            **({"X-FL-Notes": json.dumps(job.notes)} if job.notes else {}),
+        },
     )
 
 

@@ -38,6 +38,7 @@ class InferenceJob(models.Model):
     result_file = models.ForeignKey(
         Blob, on_delete=models.PROTECT, null=True, blank=True, related_name="results_of"
     )
+    notes = models.JSONField(default=list, blank=True)  # "CODE: what the asker should know"
     error = models.JSONField(null=True, blank=True)  # kind, code, detail and data of a refusal
     created_at = models.DateTimeField(auto_now_add=True, db_index=True)
     finished_at = models.DateTimeField(null=True, blank=True)

@@ -1,5 +1,6 @@
 """Inference jobs: like trainer events claimed by one conditional UPDATE and kept by a lease."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -50,13 +51,15 @@ def job_renew(*, job: InferenceJob) -> bool:
 
 
 @transaction.atomic
-def job_finish(*, job: InferenceJob, data: bytes | None, file: Blob | None) -> bool:
+def job_finish(
+    *, job: InferenceJob, data: bytes | None, file: Blob | None, notes: Sequence[str] = ()
+) -> bool:
     """Store the result, unless this attempt has lost the job: then False, and the file stays the caller's."""
     if not _mine(job).exists():
         return False
     if file is not None:
         file.save()
-    return _end(job, EventState.DONE, result_bytes=data, result_file=file)
+    return _end(job, EventState.DONE, result_bytes=data, result_file=file, notes=list(notes))
 
 
 @transaction.atomic

@@ -178,15 +178,49 @@ def test_statistics_are_taken_anew_as_update_bn_does(pool: SandboxPool, known: P
     batches = [images(4, seed) for seed in (11, 12, 13)]
     calibration = tuple((raw(batch),) for batch in batches)
     member = members(1)[0]
+    layers: list[int] = []
 
     (output,) = pool.predict(
-        known, [raw(images())], Drawn(lambda: iter([state(member)]), calibration=calibration)
+        known,
+        [raw(images())],
+        Drawn(lambda: iter([state(member)]), calibration=calibration, calibrated=layers.append),
     )
     after = pool.predict(known, [raw(images())], Plain())[0]
 
     torch.optim.swa_utils.update_bn(batches, member)
     torch.testing.assert_close(values(output), member.eval()(images()), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(values(after), network()(images()))
+    assert layers == [1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_program_without_statistics_is_not_calibrated_and_says_so(
+    pool: SandboxPool, tmp_path: Path, kind: Kind
+) -> None:
+    torch.manual_seed(2)
+    bare = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    layers: list[int] = []
+    plan = Drawn(
+        lambda: iter([state(bare)]), calibration=((raw(images()),),), calibrated=layers.append
+    )
+
+    (output,) = pool.predict(program(bare, tmp_path, kind), [raw(images())], plan)
+
+    assert layers == [0]
+    torch.testing.assert_close(values(output), bare(images()))
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+def test_statistics_that_an_export_has_fixed_are_refused(pool: SandboxPool, tmp_path: Path) -> None:
+    path = tmp_path / "decomposed.pt2"
+    exported = torch.export.export(network(), (images(5),)).run_decompositions()
+    torch.export.save(exported, path)
+    plan = Drawn(lambda: iter([state(network())]), calibration=((raw(images()),),))
+
+    with pytest.raises(ProgramFailed, match="without decompositions") as caught:
+        pool.predict(Program(path, "decomposed", "exported"), [raw(images())], plan)
+
+    assert caught.value.error_code == "BATCH_NORM_FIXED"
 
 
 @pytest.mark.parametrize(

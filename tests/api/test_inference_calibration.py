@@ -1,0 +1,167 @@
+"""SWAG with a calibration batch: BatchNorm's statistics are those of each draw, as torch computes them."""
+
+import json
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from django.core.files.uploadedfile import SimpleUploadedFile
+from safetensors.numpy import load, save
+from torch import nn
+
+from fl_client import SwagCollector
+from fl_client.torch_support import get_weights
+from fl_server_ai.inference import pool
+from fl_server_ai.inference.tasks import run_inference
+from fl_server_ai.services.moments import moments_submit
+from fl_server_ai.services.trainings import training_create, training_start
+from fl_server_ai.services.updates import update_submit
+from fl_server_ai.uncertainty.swag import draw_weights
+from fl_server_core.models import GlobalModel, User
+from tests.api.test_inference import NETWORK, ask, options, scripted, upload
+from tests.scenes import Arrays, Scene, person, staged
+
+pytestmark = pytest.mark.django_db
+OWNER = uuid.UUID(int=7)
+DRAWS = 4
+
+
+def normed() -> nn.Module:
+    """Four numbers to three, with BatchNorm in between."""
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).eval()
+
+
+X = torch.randn(5, 4, generator=torch.manual_seed(1))
+BATCH = torch.randn(32, 4, generator=torch.manual_seed(2)) * 3 + 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def children() -> Iterator[None]:
+    yield
+    pool.close()
+
+
+@pytest.fixture
+def client(login) -> Any:
+    return login(person("owner", id=OWNER, actor=True))
+
+
+def collected(module: nn.Module) -> tuple[Arrays, Arrays]:
+    """Moments along some steps, of buffers too: existing clients send whole state dicts."""
+    draw = np.random.default_rng(0)
+    collector = SwagCollector()
+    for _ in range(6):
+        steps = {
+            name: array + draw.normal(scale=0.3, size=array.shape).astype(np.float32)
+            for name, array in get_weights(module).items()
+            if array.dtype.kind == "f"
+        }
+        collector.add(steps)
+    found = collector.result(1)
+    return dict(found.first), dict(found.second)
+
+
+def trained(client: Any, data: bytes, first: Arrays, second: Arrays) -> Scene:
+    """A training of one site and one round, with these moments."""
+    owner, ada = User.objects.get(pk=OWNER), person("ada", client=True)
+    training = training_create(
+        actor=owner, model=GlobalModel.objects.get(pk=upload(client, data)), target_num_updates=1,
+        aggregation_method="FedAvg", uncertainty_method="SWAG", options={"skip_model_tests": True},
+        clients=[ada.pk],
+    )  # fmt: skip
+    training_start(training=training, user=owner)
+    running = Scene(owner, {"ada": ada}, training.model, training)
+    where = {"model_id": training.model_id, "owner": ada, "sample_size": 1}
+    update_submit(**where, round=0, file=staged(data), sha256=None, metrics={})
+    running.work()
+    moments_submit(**where, round=1, first=staged(save(first)), second=staged(save(second)))
+    running.work()
+    return running
+
+
+def drawn(first: Arrays, second: Arrays, draw: int) -> nn.Module:
+    """Draw number `draw`, as torch calibrates it."""
+    module = normed()
+    halves = ({n: torch.from_numpy(a) for n, a in half.items()} for half in (first, second))
+    found = dict(draw_weights(*halves, seed=3, draw=draw, keep=["1.running_mean", "1.running_var"]))
+    state = {**module.state_dict(), **{name: tensor.float() for name, tensor in found.items()}}
+    module.load_state_dict(state)
+    torch.optim.swa_utils.update_bn([BATCH], module)
+    return module.eval()
+
+
+def test_statistics_of_each_draw_are_those_of_the_calibration_batch(client) -> None:
+    first, second = collected(normed())
+    model = str(trained(client, scripted(normed()), first, second).training.model_id)
+    how = {"options": options(N=DRAWS, seed=3, task="regression")}
+
+    told = ask(client, model, X.tolist(), calibration_input=BATCH.tolist(), **how)
+    plain = ask(client, model, X.tolist(), **how)
+
+    outputs = torch.stack([drawn(first, second, i)(X) for i in range(DRAWS)]).double().detach()
+    body = told.json()
+    np.testing.assert_allclose(body["inference"], outputs.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        body["uncertainty"]["variance"], outputs.var(0), rtol=1e-3, atol=1e-6
+    )
+    assert body["notes"] == []
+    assert np.abs(np.array(plain.json()["inference"]) - body["inference"]).max() > 0.05
+
+
+def test_a_calibration_file_does_the_same_and_without_batch_norm_the_answer_says_so(client) -> None:
+    module = nn.Sequential(nn.Linear(4, 3)).eval()
+    model = str(trained(client, scripted(module), *collected(module)).training.model_id)
+
+    def files(**more: Any) -> dict[str, Any]:
+        file = SimpleUploadedFile("x", save({"x": X.numpy()}))
+        text = json.dumps(options(N=2, task="regression"))
+        return {"model_id": model, "model_input": file, "options": text, **more}
+
+    batch = SimpleUploadedFile("c", save({"c": BATCH.numpy()}))
+    asked = client.post("/api/inference/", files(calibration_input=batch), format="multipart")
+    pending = asked.json()["url"]
+    from_json = ask(
+        client, model, X.tolist(), calibration_input=BATCH.tolist(),
+        options=options(N=2, task="regression"),
+    )  # fmt: skip
+    plain = ask(client, model, X.tolist(), options=options(N=2, task="regression"))
+    client_file = _run(client, pending)
+
+    assert json.loads(client_file["X-FL-Notes"])[0].startswith("CALIBRATION_UNUSED")
+    assert from_json.json()["notes"] == json.loads(client_file["X-FL-Notes"])
+    assert plain.json()["notes"] == []
+    for body in (from_json.json(), plain.json()):
+        np.testing.assert_allclose(load(client_file.content)["inference"], body["inference"])
+
+
+def _run(client: Any, url: str) -> Any:
+    run_inference(int(url.rstrip("/").rpartition("/")[2]))
+    return client.get(url)
+
+
+def test_what_is_wrong_with_a_calibration_batch_is_named(client) -> None:
+    first, second = collected(normed())
+    model = str(trained(client, scripted(normed()), first, second).training.model_id)
+    GlobalModel.objects.update(input_shape=[None, 4])
+    plain = upload(client, NETWORK)
+
+    answers = [
+        ask(client, plain, X.tolist(), calibration_input=BATCH.tolist()),
+        ask(client, model, X.tolist(), calibration_input=[[1.0, 2.0]]),
+        ask(client, model, X.tolist(), calibration_input="no base64"),
+        ask(client, model, X.tolist(), calibration_input=[[0.5, 1.0, 2.0, 3.0]]),
+    ]
+
+    found = [(a.status_code, a.json()["code"]) for a in answers]
+    assert found == [
+        (400, "NO_CALIBRATION"),
+        (400, "INPUT_SHAPE"),
+        (400, "BAD_INPUT"),
+        (422, "PROGRAM_FAILED"),
+    ]
+    assert {a.json()["errors"][0]["pointer"] for a in answers[:3]} == {"/calibration_input"}
+    assert "more than 1 value" in answers[3].json()["detail"]
