@@ -17,7 +17,7 @@ from fl_server_ai.uncertainty import Kind, Method
 from fl_server_ai.uncertainty.methods.swag import SWAGOptions
 from fl_server_ai.uncertainty.swag import draw_weights
 from fl_server_core.exceptions import Unusable
-from fl_server_core.models import InferenceJob, Training
+from fl_server_core.models import Blob, InferenceJob, Training
 from fl_server_core.services.moments import combined_moments
 from fl_server_core.storage import local_path
 
@@ -65,6 +65,16 @@ def _swag(
                 yield as_raw(tensor.to(floats[name]), name)
 
         yield lambda: (one(draw) for draw in range(options.N))
+
+
+def weights_of(blob: Blob) -> Iterator[RawTensor]:
+    """A stored weight set, tensor by tensor; the file is open while it is read."""
+    with ExitStack() as stack:
+        path = stack.enter_context(local_path(blob))
+        infos = read_manifest(path).tensors
+        stored = Stored(path, stack, among={info.name for info in infos})
+        for info in infos:
+            yield as_raw(stored[info.name], info.name)
 
 
 class Stored(Mapping[str, Tensor]):

@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 from django.db import OperationalError
 
 from fl_server_ai.inference import pool
-from fl_server_ai.inference.draws import as_raw, as_tensor, draws_of
+from fl_server_ai.inference.draws import as_raw, as_tensor, draws_of, weights_of
 from fl_server_ai.sandbox.plans import Drawn, Plain
 from fl_server_ai.sandbox.programs import Program
 from fl_server_ai.sandbox.tensors import RawTensor
@@ -24,7 +25,7 @@ from fl_server_ai.uncertainty.methods.ensemble import EnsembleOptions
 from fl_server_ai.uncertainty.options import parse_options
 from fl_server_ai.uncertainty.summary import Summary, plain_answer
 from fl_server_core.exceptions import Conflict, DomainError, Unavailable
-from fl_server_core.models import Blob, GlobalModel, InferenceJob
+from fl_server_core.models import Blob, GlobalModel, InferenceJob, MeanMember
 from fl_server_core.services.blobs import blob_discard
 from fl_server_core.services.inference import (
     job_claim,
@@ -93,15 +94,30 @@ def _note_calibration(notes: list[str], layers: int) -> None:
 
 
 def _mixture(job: InferenceJob, options: EnsembleOptions, tensor: RawTensor) -> Answer:
-    """The members' answers, one at a time, each with its newest weights."""
+    """The members' answers, one at a time: global models with their newest weights, local with their own."""
     summary = Summary(options)
-    related = ("model__template", "model__current_version__blob")
-    for member in job.model.members.select_related(*related):
-        with _program(job, member.model, member.model.weights.blob) as program:
-            (output,) = pool.predict(program, tensor, Plain(options.seed))
-        weight = 1.0 if options.weighting == "equal" else member.weight
-        summary.add(as_tensor(output), weight)
+    related = ("model__template", "model__current_version__blob", "blob")
+    members = job.model.members.select_related(*related)
+    # Neighbours with one program share its process: weights follow each other into it, a set at a time.
+    for _, group in groupby(members, key=lambda member: member.model_id):
+        alike = list(group)
+        outputs = _asked(job, alike, tensor, options.seed)
+        for member, output in zip(alike, outputs, strict=True):
+            weight = 1.0 if options.weighting == "equal" else member.weight
+            summary.add(as_tensor(output), weight)
     return summary.answer()
+
+
+def _asked(
+    job: InferenceJob, members: Sequence[MeanMember], tensor: RawTensor, seed: int
+) -> Sequence[RawTensor]:
+    model = members[0].model
+    if len(members) == 1:
+        with _program(job, model, members[0].weights) as program:
+            return pool.predict(program, tensor, Plain(seed))
+    plan = Drawn(lambda: (weights_of(member.weights) for member in members), seed)
+    with _program(job, model, model.weights.blob) as program:
+        return pool.predict(program, tensor, plan)
 
 
 @contextmanager

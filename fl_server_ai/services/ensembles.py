@@ -8,9 +8,10 @@ from django.db import transaction
 from fl_server_ai.services.inference import subject_of
 from fl_server_ai.services.tensor_bytes import packed, stored
 from fl_server_core.exceptions import Invalid, NotPermitted
-from fl_server_core.models import GlobalModel, MeanMember, User
+from fl_server_core.models import GlobalModel, User
 from fl_server_core.models.weights import ModelType
 from fl_server_core.services.blobs import blob_discard
+from fl_server_core.services.ensembles import Chosen, members_add
 from fl_server_core.services.models import model_create
 
 MAX_MEMBERS = 100
@@ -25,9 +26,10 @@ def mean_create(
     weights: Sequence[float] = (),
     input_shape: list[int | None] | None = None,
 ) -> GlobalModel:
-    """An ensemble of global models with programs that the owner sees; equal weights if none are given.
+    """An ensemble of global and local models that the owner sees; equal weights if none are given.
 
-    Members are asked with the weights that they have at that time.
+    Global models are asked with the weights that they have at that time; a local one's file is kept as
+    long as the ensemble, whatever its training does with it.
     """
     if not (owner.actor or owner.is_superuser):
         raise NotPermitted("only an actor may upload models; ask the admin for that role")
@@ -37,8 +39,10 @@ def mean_create(
         raise _bad("weights", "one number above 0 for each of the models")
     members = [subject_of(user=owner, model_id=pk) for pk in models]
     for member in members:
-        if member.local is not None or member.model.type == ModelType.MEAN:
-            raise _bad("models", "members are global models, and none of them of type MEAN")
+        if member.model.type == ModelType.MEAN:
+            raise _bad(
+                "models", "members are global or local models, and none of them of type MEAN"
+            )
     blob = stored(packed([]))
     try:
         with transaction.atomic():
@@ -46,12 +50,8 @@ def mean_create(
                 owner=owner, name=name, description=description, container="safetensors",
                 weights=blob, type=ModelType.MEAN, input_shape=input_shape,
             )  # fmt: skip
-            MeanMember.objects.bulk_create(
-                MeanMember(mean=mean, model=member.model, position=at, weight=weight)
-                for at, (member, weight) in enumerate(
-                    zip(members, weights or [1.0] * len(members), strict=True)
-                )
-            )
+            pairs = zip(members, weights or [1.0] * len(members), strict=True)
+            members_add(mean=mean, chosen=[Chosen(m.model, m.local, weight) for m, weight in pairs])
     finally:
         blob_discard(blob=blob)  # unless it has a row by now
     return mean

@@ -97,12 +97,17 @@ def method_of(
     kind = UNCERTAINTY[name]
     defaults = training.options.get("uncertainty", {}) if training else {}
     options = merge_options(kind.Options, defaults, _uncertainty(given))
-    if mean != (kind.kind == Draws.MEMBERS):
+    if mean and kind.kind != Draws.MEMBERS:
+        raise Unusable(f"a MEAN model is asked by its members, not by {name}", code="MEMBERS_ONLY")
+    if kind.kind == Draws.MEMBERS and (subject.local or not subject.model.members.exists()):
+        ensemble = training is not None and training.uncertainty_method == name
         raise Unusable(
-            f"a MEAN model is asked by its members, not by {name}"
-            if mean
+            f"{name} asks the sites' models of a training's newest round, and "
+            + ("a local model has none" if subject.local else "no round of this one has ended yet")
+            + "; ask with another uncertainty_method, such as NONE"
+            if ensemble
             else f"{name} asks the members of a MEAN model; make one with POST models/ and type=MEAN",
-            code="MEMBERS_ONLY" if mean else "NO_MEMBERS",
+            code="NO_MEMBERS",
         )
     if kind.kind == Draws.WEIGHTS and (
         subject.local or training is None or combined_moments(training) is None
@@ -161,9 +166,8 @@ def inference_ask(
     if calibration is not None:
         _check_calibration(calibration, subject, method)
         given.append(replace(calibration, name=CALIBRATION))
-    for member in subject.model.members.select_related("model"):
-        get_visible(models_visible_to(user), member.model_id)  # perhaps no longer
-        check_input(tensor, member.model.input_shape)
+    if UNCERTAINTY[method].kind == Draws.MEMBERS:
+        _check_members(user, subject.model, tensor)
     waiting = InferenceJob.objects.filter(user=user).exclude(state__in=ENDED).count()
     if waiting >= settings.FL_INFERENCE_QUEUE:
         raise Conflict(
@@ -183,6 +187,16 @@ def inference_ask(
         if file is not None:
             blob_discard(blob=file)  # unless it has a row by now
     return job
+
+
+def _check_members(user: User, mean: GlobalModel, tensor: RawTensor) -> None:
+    """Members of a MEAN model must still be visible to who asks; a training's own belong to its model."""
+    for member in mean.members.select_related("model"):
+        if mean.type == ModelType.MEAN and member.local_model_id is not None:
+            get_visible(local_models_visible_to(user), member.local_model_id)
+        elif mean.type == ModelType.MEAN:
+            get_visible(models_visible_to(user), member.model_id)
+        check_input(tensor, member.model.input_shape)
 
 
 def _check_calibration(batch: RawTensor, subject: Subject, method: str) -> None:

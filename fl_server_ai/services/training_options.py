@@ -45,7 +45,11 @@ class TrainerOptions:
         default=True, metadata={"doc": "Test every new model, not only the last one."}
     )
     delete_local_models_after_aggregation: bool = field(
-        default=True, metadata={"doc": "Delete the files of updates once their round is published."}
+        default=True,
+        metadata={
+            "doc": "Delete the files of updates once their round is published. With ENSEMBLE those of the "
+            "newest one are kept as its members, which can be asked together and not be downloaded."
+        },
     )
     round_deadline: float | None = field(
         default=None,

@@ -18,7 +18,6 @@ from fl_server_core.exceptions import (
     Conflict,
     IllegalMove,
     Invalid,
-    NotAvailable,
     NotPermitted,
     Unusable,
 )
@@ -51,8 +50,6 @@ def training_create(
         raise Unusable(
             "a MEAN model has no weights to train; train its members", code="NOT_TRAINABLE"
         )
-    if uncertainty_method == UncertaintyMethod.ENSEMBLE:
-        raise NotAvailable(f"{uncertainty_method} is not available on this server yet")
     options_validate(
         aggregation_method=aggregation_method,
         options=options,
@@ -77,12 +74,19 @@ def training_create(
 
 def training_notices(training: Training) -> list[str]:
     """What researchers and sites should know before a training starts."""
-    if not trainer_options(training).daisy_chain_period:
-        return []
-    return [
-        "Daisy chaining: the model that a site has trained on its own data goes to another site as "
-        "it is, before it is averaged. A site may refuse."
-    ]
+    notices = []
+    if trainer_options(training).daisy_chain_period:
+        notices.append(
+            "Daisy chaining: the model that a site has trained on its own data goes to another site as "
+            "it is, before it is averaged. A site may refuse."
+        )
+    if training.uncertainty_method == UncertaintyMethod.ENSEMBLE:
+        notices.append(
+            "Ensemble: the models that the sites have trained in the last round are kept, and whoever "
+            "may ask the training's model gets the mean and the spread of their answers, also of few of "
+            "them. Nobody but the researcher and the site itself can get at such a model or ask it alone."
+        )
+    return notices
 
 
 @transaction.atomic

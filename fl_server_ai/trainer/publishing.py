@@ -24,6 +24,7 @@ from fl_server_core.models import (
     TrainerEvent,
     Training,
 )
+from fl_server_core.models.trainings import UncertaintyMethod
 from fl_server_core.services.blobs import (
     blob_discard,
     blob_store,
@@ -31,6 +32,7 @@ from fl_server_core.services.blobs import (
     blobs_doom_unreferenced,
 )
 from fl_server_core.services.chains import chain_consume, chain_models
+from fl_server_core.services.ensembles import members_replace
 from fl_server_core.services.events import event_held
 from fl_server_core.services.trainings import training_locked
 from fl_server_core.storage import local_path, staging_path
@@ -175,6 +177,8 @@ def _publish(
     )
     Round.objects.filter(pk=round.pk).update(result_version=version, warnings=result.warnings)
     Training.objects.filter(pk=training.pk).update(last_update=timezone.now())
+    if training.uncertainty_method == UncertaintyMethod.ENSEMBLE:
+        members_replace(training=training, updates=updates)
     delete = options.delete_local_models_after_aggregation
     if options.daisy_chain_period:
         chain_consume(training, delete=delete)

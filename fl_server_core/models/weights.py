@@ -75,22 +75,51 @@ class GlobalModel(models.Model):
 
 
 class MeanMember(models.Model):
-    """One model of an ensemble, by its current weights. A MEAN model's own file holds no tensors."""
+    """One model of an ensemble: by its current weights, or a local model with the file that it had.
+
+    `mean` is a MEAN model, whose own file holds no tensors, or the model of a training with the method
+    ENSEMBLE, whose members are the updates of its newest aggregation.
+    """
 
     mean = models.ForeignKey(GlobalModel, on_delete=models.CASCADE, related_name="members")
+    # Whose program runs.
     model = models.ForeignKey(GlobalModel, on_delete=models.PROTECT, related_name="ensembles")
+    local_model = models.ForeignKey(
+        "LocalModel", on_delete=models.PROTECT, null=True, blank=True, related_name="ensembles"
+    )
+    # A local model's weights: kept as long as the member, also when the update has given them up.
+    blob = models.ForeignKey(
+        Blob, on_delete=models.PROTECT, null=True, blank=True, related_name="members_of"
+    )
     position = models.PositiveIntegerField()
     weight = models.FloatField()  # any positive scale
 
     class Meta:
         ordering = ["mean", "position"]
         constraints = [
-            models.UniqueConstraint(fields=["mean", "model"], name="one_membership_per_model"),
+            models.UniqueConstraint(
+                fields=["mean", "model"],
+                condition=models.Q(local_model=None),
+                name="one_membership_per_model",
+            ),
+            models.UniqueConstraint(
+                fields=["mean", "local_model"], name="one_membership_per_local_model"
+            ),
+            models.CheckConstraint(
+                condition=models.Q(local_model=None, blob=None)
+                | models.Q(local_model__isnull=False, blob__isnull=False),
+                name="a_local_member_has_its_file",
+            ),
             models.CheckConstraint(condition=models.Q(weight__gt=0), name="weight_is_positive"),
         ]
 
     def __str__(self) -> str:
-        return f"{self.model_id} in {self.mean_id}"
+        return f"{self.local_model_id or self.model_id} in {self.mean_id}"
+
+    @property
+    def weights(self) -> Blob:
+        """The local model's file, else what the model has now."""
+        return self.blob or self.model.weights.blob
 
 
 class ModelVersion(models.Model):

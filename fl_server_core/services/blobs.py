@@ -18,6 +18,7 @@ UNREFERENCED = Q(
     local_models__isnull=True,
     preprocessing_of__isnull=True,
     template_of__isnull=True,
+    members_of__isnull=True,
     first_moment_of__isnull=True,
     second_moment_of__isnull=True,
     inputs_of__isnull=True,

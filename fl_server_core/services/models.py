@@ -85,13 +85,15 @@ def model_delete(*, model: GlobalModel, user: User) -> None:
             code="MODEL_IN_USE",
             state=training.state,
         )
-    ensemble = model.ensembles.first()
+    ensemble = model.ensembles.exclude(mean=model).first()
     if ensemble is not None:
         raise Conflict(
-            f"the MEAN model {ensemble.mean_id} has this model as a member; delete that one first",
+            f"the MEAN model {ensemble.mean_id} has this model, or an update of it, as a member; delete "
+            "that one first",
             code="MODEL_IN_USE",
         )
-    blobs = list(model.versions.values_list("blob_id", flat=True))
+    blobs = [blob for blob in model.members.values_list("blob_id", flat=True) if blob]
+    blobs += list(model.versions.values_list("blob_id", flat=True))
     blobs += [blob for blob in (model.preprocessing_id, model.template_id) if blob]
     GlobalModel.objects.filter(pk=model.pk).update(current_version=None)
     model.versions.all().delete()

@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from fl_server_core.exceptions import Conflict, Invalid, NotPermitted
 from fl_server_core.lifecycle import TERMINAL_TRAINING_STATES, TaskState, TrainingState, move
-from fl_server_core.models import GlobalModel, Participant, Task, Training, User
+from fl_server_core.models import GlobalModel, MeanMember, Participant, Task, Training, User
 from fl_server_core.models.notifications import NotificationType
 from fl_server_core.models.trainings import UncertaintyMethod
 from fl_server_core.services.blobs import blobs_doom_unreferenced
@@ -156,7 +156,10 @@ def _clients(ids: Sequence[uuid.UUID]) -> list[User]:
 
 @transaction.atomic
 def training_delete(*, training: Training, user: User) -> None:
-    """Delete a training that isn't running, with its updates; the model and its versions stay."""
+    """Delete a training that isn't running, with its updates; the model and its versions stay.
+
+    A MEAN model that has one of its updates as a member is in the way: `Conflict` (MODEL_IN_USE).
+    """
     _may_steer(training, user)
     training = training_locked(training.pk)
     if training.state not in TERMINAL_TRAINING_STATES | {TrainingState.INITIAL}:
@@ -165,6 +168,16 @@ def training_delete(*, training: Training, user: User) -> None:
             code="ILLEGAL_STATE",
             state=training.state,
         )
+    members = MeanMember.objects.filter(local_model__training=training)
+    other = members.exclude(mean=training.model_id).first()
+    if other is not None:
+        raise Conflict(
+            f"the MEAN model {other.mean_id} has an update of this training as a member; delete that "
+            "model first",
+            code="MODEL_IN_USE",
+        )
     blobs = [pk for pk in training.local_models.values_list("blob_id", flat=True) if pk]
+    blobs += [pk for pk in members.values_list("blob_id", flat=True) if pk]
+    members.delete()
     training.delete()
     blobs_doom_unreferenced(ids=blobs)

@@ -313,7 +313,7 @@ def test_handling_a_test_event_early_changes_nothing() -> None:
         ({"method": "SCAFFOLD"}, NotAvailable),
         ({"method": "NoSuch"}, Invalid),
         ({"uncertainty_options": {"N": 0}}, Invalid),
-        ({"uncertainty": "ENSEMBLE"}, NotAvailable),
+        ({"uncertainty": "ENSEMBLE", "uncertainty_options": {"weighting": "x"}}, Invalid),
         ({"tpyo": 1}, Invalid),
         ({"skip_model_tests": "yes"}, Invalid),
         ({"min_updates": 0}, Invalid),

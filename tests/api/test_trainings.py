@@ -53,7 +53,11 @@ def test_a_training_is_created_started_and_seen(login) -> None:
         ({"aggregation_method": "FedDC"}, 400, "BAD_OPTION"),
         ({"aggregation_method": "SCAFFOLD"}, 400, "NOT_AVAILABLE"),
         ({"aggregation_method": "nonsense"}, 400, "UNKNOWN_STRATEGY"),
-        ({"uncertainty_method": "ENSEMBLE"}, 400, "NOT_AVAILABLE"),
+        (
+            {"uncertainty_method": "ENSEMBLE", "options": {"uncertainty": {"N": 0}}},
+            400,
+            "BAD_OPTION",
+        ),
         ({"uncertainty_method": "nonsense"}, 400, "INVALID"),
         ({"options": {"daisy_chain_period": -2}}, 400, "BAD_OPTION"),
         ({"options": {"unknown": 2}}, 400, "BAD_OPTION"),
