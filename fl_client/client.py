@@ -37,11 +37,16 @@ class EvaluateResult:
 
 @dataclass
 class SwagResult:
-    """Running means of the weights and of their squares, by tensor name, over the same steps."""
+    """Running means of the weights and of their squares, by tensor name, over the same steps.
+
+    `deviations`, where the task's config has a `swag_rank`: weights minus mean of 2 to that many steps for each
+    tensor of `second`, stacked along a first dimension.
+    """
 
     first: Mapping[str, Any]
     second: Mapping[str, Any]
     num_examples: int
+    deviations: Mapping[str, Any] | None = None
 
 
 class Context:
@@ -99,7 +104,10 @@ class Client:
         raise NotImplementedError(f"{type(self).__name__} does not evaluate")
 
     def swag(self, weights: Weights, config: dict[str, Any], context: Context) -> SwagResult:
-        """Train a little from `weights` and tell how they move: `SwagCollector` does the sums."""
+        """Train a little from `weights` and tell how they move: `SwagCollector` does the sums.
+
+        `config["swag_rank"]`, if given, is how many deviations the server takes: the collector's `rank`.
+        """
         raise NotImplementedError(f"{type(self).__name__} collects no moments")
 
     def describe_failure(self, error: Exception) -> tuple[str, str] | None:

@@ -121,22 +121,25 @@ class Worker:
     def _swag(self, task: Task) -> str:
         weights = self._weights(task)
         first = self._journal.place(task["id"])
-        second = first.with_suffix(".second")
+        second, third = first.with_suffix(".second"), first.with_suffix(".deviations")
+        files = {"first_moment_file": first, "second_moment_file": second}
         try:
             result = self._client.swag(weights, dict(task.get("config") or {}), self._context(task))
             form = [("round", str(task["round"])), ("sample_size", str(int(result.num_examples)))]
             save(first, result.first)
             save(second, result.second)
+            if result.deviations is not None:
+                save(third, result.deviations)
+                files["deviations_file"] = third
         except Stopped:
             raise
         except Exception as error:  # noqa: BLE001 - the site's own code may raise anything
             return self._fail_with(task, error)
         try:
-            files = {"first_moment_file": first, "second_moment_file": second}
             return self._deliver(task, task["upload_url"], form, files)
         finally:
-            first.unlink(missing_ok=True)
-            second.unlink(missing_ok=True)
+            for path in (first, second, third):
+                path.unlink(missing_ok=True)
 
     def _evaluate(self, task: Task) -> str:
         weights = self._weights(task)

@@ -1,6 +1,5 @@
 """Which draws of a program a method needs, and with which weights."""
 
-import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,16 +14,13 @@ from fl_server_ai.sandbox.plans import Drawn, Dropout, Plain, Plan
 from fl_server_ai.sandbox.tensors import RawTensor
 from fl_server_ai.uncertainty import Kind, Method
 from fl_server_ai.uncertainty.methods.swag import SWAGOptions
-from fl_server_ai.uncertainty.swag import draw_weights
+from fl_server_ai.uncertainty.swag import STATISTICS, draw_weights
 from fl_server_core.exceptions import Unusable
 from fl_server_core.models import Blob, InferenceJob, Training
 from fl_server_core.services.moments import combined_moments
 from fl_server_core.storage import local_path
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-# Of BatchNorm: no weights, and a variance that was drawn could be below 0.
-STATISTICS = re.compile(r"(?:^|\.)running_(?:mean|var)$")
 
 
 @contextmanager
@@ -55,11 +51,15 @@ def _swag(
     with ExitStack() as stack:
         second = Stored(stack.enter_context(local_path(moments.second)), stack, among=floats)
         first = Stored(stack.enter_context(local_path(moments.first)), stack, among=second)
+        deviations = None
+        if moments.deviations is not None:
+            path = stack.enter_context(local_path(moments.deviations))
+            deviations = Stored(path, stack, among=second)
 
         def one(draw: int) -> Iterator[RawTensor]:
             pairs = draw_weights(
                 first, second, seed=options.seed, draw=draw, scale=options.scale, eps=options.eps,
-                keep=[name for name in second if STATISTICS.search(name)],
+                keep=[name for name in second if STATISTICS.search(name)], deviations=deviations,
             )  # fmt: skip
             for name, tensor in pairs:
                 yield as_raw(tensor.to(floats[name]), name)

@@ -13,6 +13,7 @@ from fl_server_ai.containers import Manifest, TensorInfo, check_finite, read_man
 from fl_server_ai.containers.writing import read_blocks
 from fl_server_ai.services.intake import canonical_blob
 from fl_server_ai.services.rounds import round_advance
+from fl_server_ai.services.training_options import trainer_options
 from fl_server_ai.services.updates import update_precheck
 from fl_server_core.exceptions import Invalid, KeyMismatch, ShapeMismatch, Unusable
 from fl_server_core.models import GlobalModel, SwagMoments, Training, User
@@ -40,12 +41,16 @@ def moments_submit(
     sample_size: int,
     first: Path,
     second: Path,
+    deviations: Path | None = None,
 ) -> tuple[SwagMoments, bool]:
     """Store one client's moments (arXiv:1902.02476) and whether they are new. As durable as an update.
 
     `first` and `second` hold the running means of w and of w*w by tensor name, in any container; what only
     `first` holds (buffers) is left alone. Raises `KeyMismatch`, `ShapeMismatch`, `NonFinite`, or `Unusable`
     (MOMENTS_INCONSISTENT) for a second moment below the square of the first.
+
+    `deviations` holds w - mean of K steps for each tensor that has a second moment, in the shape (K, *shape);
+    2 <= K <= the training's `swag_rank`, else `Unusable` (DEVIATIONS).
     """
     training = update_precheck(model_id=model_id, user=owner)
     if not 1 <= sample_size <= MAX_SAMPLES:
@@ -60,6 +65,14 @@ def moments_submit(
         check_finite(publish_means.path, means)
         check_finite(publish_squares.path, squares)
         _check_moments(publish_means.path, means, publish_squares.path, squares)
+        columns_blob = None
+        if deviations is not None:
+            columns, columns_blob, publish_columns = stack.enter_context(
+                canonical_blob(deviations, sha256=None)
+            )
+            _check_deviations(columns, squares, trainer_options(training).swag_rank)
+            check_finite(publish_columns.path, columns)
+            publish_columns()
         publish_means()
         publish_squares()
         try:
@@ -67,13 +80,14 @@ def moments_submit(
                 training = training_locked(training.pk)
                 moments, created = moments_accept(
                     training=training, owner=owner, number=round, sample_size=sample_size,
-                    first=mean_blob, second=square_blob,
+                    first=mean_blob, second=square_blob, deviations=columns_blob,
                 )  # fmt: skip
                 if created:
                     round_advance(training_id=training.pk)
         finally:
-            for blob in (mean_blob, square_blob):
-                blob_discard(blob=blob)  # unless a row names it by now
+            for blob in (mean_blob, square_blob, columns_blob):
+                if blob is not None:
+                    blob_discard(blob=blob)  # unless a row names it by now
     return moments, created
 
 
@@ -105,6 +119,40 @@ def _check_names(model: Manifest, means: Manifest, squares: Manifest) -> None:
                 tensor=info.name,
                 expected=list(wanted.shape),
                 got=list(info.shape),
+            )
+
+
+def _check_deviations(columns: Manifest, squares: Manifest, rank: int) -> None:
+    shapes = {info.name: info.shape for info in squares.tensors}
+    odd = sorted(shapes.keys() ^ {info.name for info in columns.tensors})
+    if odd:
+        raise KeyMismatch(
+            f"deviations_file and second_moment_file must have the same tensors; {odd[0]!r} is in one only",
+            tensor=odd[0],
+        )
+    wanted = (
+        f"this training takes 2 to {rank}" if rank else "this training takes none (swag_rank 0)"
+    )
+    first = columns.tensors[0]
+    count = first.shape[0] if first.shape else 0
+    if not 2 <= count <= rank:
+        raise Unusable(
+            f"tensor {first.name!r} has {count} deviations; {wanted}", code="DEVIATIONS", rank=rank
+        )
+    for info in columns.tensors:
+        expected = (count, *shapes[info.name])
+        if info.shape != expected:
+            raise ShapeMismatch(
+                f"deviations of {info.name!r} have shape {list(info.shape)}, not {list(expected)}",
+                tensor=info.name,
+                expected=list(expected),
+                got=list(info.shape),
+            )
+        if info.dtype not in NUMPY:
+            raise Unusable(
+                f"tensor {info.name!r}: deviations are float16, float32 or float64, not {info.dtype}",
+                code="DEVIATIONS",
+                tensor=info.name,
             )
 
 

@@ -12,7 +12,7 @@ from django.utils import timezone
 from fl_server_ai.notifications import wakeups
 from fl_server_ai.services.places import place
 from fl_server_ai.services.rounds import round_advance
-from fl_server_ai.services.training_options import client_config
+from fl_server_ai.services.training_options import client_config, trainer_options
 from fl_server_core.exceptions import Invalid, NotFound
 from fl_server_core.lifecycle import (
     OPEN_PHASES,
@@ -98,11 +98,18 @@ def _task(task: Task) -> dict[str, Any]:
             **client_config(training),
             "round": task.number,
             "rounds": training.target_num_updates,
+            **_swag_rank(task, training),
             **({"daisy_chain": True} if training.options.get("daisy_chain_period") else {}),
         },
         "created_at": task.created_at.isoformat(),
         "deadline": task.round.deadline.isoformat() if task.round.deadline else None,
     }
+
+
+def _swag_rank(task: Task, training: Training) -> dict[str, int]:
+    """How many deviations a site may send with its moments, where any are wanted."""
+    rank = trainer_options(training).swag_rank if task.kind == TaskKind.SWAG else 0
+    return {"swag_rank": rank} if rank else {}
 
 
 def _nothing_to_do(user: User) -> dict[str, Any]:

@@ -100,6 +100,15 @@ class TrainerOptions:
             "ge": 0,
         },
     )
+    swag_rank: int = field(
+        default=0,
+        metadata={
+            "doc": "With SWAG: at most so many columns of deviations from each site, and of all together "
+            "(the paper's K, 20 there); 0: none, draws are diagonal. Each is as large as the model.",
+            "ge": 0,
+            "le": 100,
+        },
+    )
     no_fixed_points: bool = field(
         default=False, metadata={"doc": "Nobody gets his own model back when models are handed on."}
     )
@@ -141,7 +150,15 @@ def options_validate(
             ],
         )
     uncertainty_options(uncertainty_method, options)
-    _check_chaining(aggregation_method, options, _split(aggregation_method, options)[0])
+    trainer = _split(aggregation_method, options)[0]
+    _check_chaining(aggregation_method, options, trainer)
+    if trainer.swag_rank == 1:
+        said = "0, or at least 2: one column has no spread"
+        raise Invalid(
+            f"/options/swag_rank: {said}",
+            code="BAD_OPTION",
+            errors=[{"pointer": "/options/swag_rank", "code": "range", "detail": said}],
+        )
 
 
 def _check_chaining(method: str, given: Mapping[str, Any], options: TrainerOptions) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fl_server_ai.containers import read_manifest
 from fl_server_ai.containers.writing import write_canonical
 from fl_server_ai.services.training_options import TrainerOptions, swag_variance
+from fl_server_ai.trainer.deviations import combine_deviations
 from fl_server_ai.uncertainty.moments import Moments, combine_moments
 from fl_server_core.exceptions import AggregationException, DomainError
 from fl_server_core.lifecycle import RoundPhase
@@ -28,19 +29,27 @@ def combine_round(
     """Combine the moments that participants sent and store the result; a round that has one stays as it is."""
     sent = list(
         SwagMoments.objects.filter(round=round, owner__isnull=False, first__isnull=False)
-        .select_related("first", "second")
+        .select_related("first", "second", "deviations")
         .order_by("owner_id")
     )
     if not sent:
         raise AggregationException(f"round {round.number} has no moments")
     paths = staging_path(".first"), staging_path(".second")
+    variance = swag_variance(training)
+    blobs: list[Blob] = []
     try:
-        blobs = [_write(paths[index], sent, swag_variance(training), index) for index in range(2)]
+        blobs.extend(_write(paths[index], sent, variance, index) for index in range(2))
+        deviations, notes = combine_deviations(sent, rank=options.swag_rank, variance=variance)
     except DomainError as error:
+        _discard(blobs)
         raise AggregationException(error.detail) from error
+    except BaseException:
+        _discard(blobs)
+        raise
     finally:
         for path in paths:
             path.unlink(missing_ok=True)
+    blobs += [deviations] if deviations is not None else []
     try:
         with transaction.atomic():
             training_locked(training.pk)
@@ -52,11 +61,17 @@ def combine_round(
                     sample_size=sum(one.sample_size for one in sent),
                     first=blobs[0],
                     second=blobs[1],
+                    deviations=deviations,
+                    notes=notes,
                     delete=options.delete_local_models_after_aggregation,
                 )
     finally:
-        for blob in blobs:
-            blob_discard(blob=blob)  # unless it was published
+        _discard(blobs)
+
+
+def _discard(blobs: list[Blob]) -> None:
+    for blob in blobs:
+        blob_discard(blob=blob)  # unless it was published
 
 
 def _write(target: Path, sent: list[SwagMoments], variance: str, index: int) -> Blob:

@@ -139,6 +139,7 @@ class SwagMomentsAdmin(HistoryAdmin[SwagMoments]):
         "sample_size",
         "first",
         "second",
+        "deviations",
         "digest",
         "created_at",
         "id",

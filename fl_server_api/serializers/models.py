@@ -151,6 +151,11 @@ class SwagInput(Input):
     sample_size = serializers.IntegerField(min_value=-(2**63), max_value=2**63)
     first_moment_file = serializers.FileField(allow_empty_file=True)
     second_moment_file = serializers.FileField(allow_empty_file=True)
+    deviations_file = serializers.FileField(
+        required=False,
+        allow_empty_file=True,
+        help_text="Of each tensor w - mean at K steps, in the shape (K, ...); see options.swag_rank.",
+    )
 
 
 class UpdateCreated(serializers.Serializer[Any]):

@@ -333,26 +333,35 @@ class PreprocessingView(View):
         return Response({"detail": "Preprocessing Upload Accepted"}, status=202)
 
 
+MOMENTS = ("first", "second", "deviations")
+
+
 class SwagView(View):
-    """First and second moments of a model's weights (arXiv:1902.02476)."""
+    """First and second moments of a model's weights, and deviations from their mean (arXiv:1902.02476)."""
 
     @extend_schema(
         operation_id="swag_download",
-        parameters=[OpenApiParameter("moment", str, enum=["first", "second"], required=True)],
+        parameters=[OpenApiParameter("moment", str, enum=MOMENTS, required=True)],
         responses=answers({**FILE, 206: OpenApiTypes.BINARY, 304: None, 416: None}, 400, 404),
     )
     def get(self, request: Request, pk: str) -> HttpResponseBase:
-        """The combined moments of the newest SWAG round, as float64 safetensors."""
+        """The combined moments of the newest SWAG round, as float64 safetensors; deviations as float32."""
         model = get_visible(models_visible_to(caller(request)), pk)
         wanted = request.query_params.get("moment", "")
-        if wanted not in {"first", "second"}:
-            raise Invalid("moment is first or second", code="BAD_MOMENT")
+        if wanted not in MOMENTS:
+            raise Invalid(f"moment is one of {', '.join(MOMENTS)}", code="BAD_MOMENT")
         found = model_moments(model)
-        blob = found and (found.first if wanted == "first" else found.second)
-        if not blob:
+        if found is None:
             raise NotFound("no SWAG round of this model has ended yet", code="NO_MOMENTS")
+        blob = getattr(found, wanted)
+        if blob is None:
+            raise NotFound(
+                "the newest SWAG round has no deviations; options.swag_rank asks for them",
+                code="NO_DEVIATIONS",
+            )
         with local_path(blob) as path:
-            name = f"model-{model.pk}-{wanted}-moment.safetensors"
+            kind = wanted if wanted == "deviations" else f"{wanted}-moment"
+            name = f"model-{model.pk}-{kind}.safetensors"
             return send(request, path, etag=blob.digest, size=blob.size, filename=name)
 
     @extend_schema(
@@ -364,6 +373,7 @@ class SwagView(View):
         """Send your moments in a SWAG round. The same ones again answer 200."""
         update_precheck(model_id=pk, user=caller(request))
         body = parsed(SwagInput, request)
+        deviations = body.get("deviations_file")
         _, created = moments_submit(
             model_id=pk,
             owner=caller(request),
@@ -371,5 +381,6 @@ class SwagView(View):
             sample_size=body["sample_size"],
             first=body["first_moment_file"].staged_path,
             second=body["second_moment_file"].staged_path,
+            deviations=deviations.staged_path if deviations else None,
         )
         return Response({"detail": "SWAg Statistics Accepted"}, status=201 if created else 200)

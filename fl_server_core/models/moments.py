@@ -13,7 +13,7 @@ from fl_server_core.models.weights import Blob
 class SwagMoments(models.Model):
     """First and second moments of the weights over local steps; without an owner: the round's, combined.
 
-    Artifacts of a round like its updates, not metrics. Both files are canonical safetensors.
+    Artifacts of a round like its updates, not metrics. All files are canonical safetensors.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -33,7 +33,11 @@ class SwagMoments(models.Model):
     second = models.ForeignKey(
         Blob, on_delete=models.PROTECT, null=True, blank=True, related_name="second_moment_of"
     )
-    digest = models.CharField(max_length=129)  # of first and second, with a dot between
+    # K columns w - mean of each tensor, stacked along a first dimension; only where they were asked for.
+    deviations = models.ForeignKey(
+        Blob, on_delete=models.PROTECT, null=True, blank=True, related_name="deviations_of"
+    )
+    digest = models.CharField(max_length=194)  # of the files, with dots between
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

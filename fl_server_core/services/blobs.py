@@ -21,6 +21,7 @@ UNREFERENCED = Q(
     members_of__isnull=True,
     first_moment_of__isnull=True,
     second_moment_of__isnull=True,
+    deviations_of__isnull=True,
     inputs_of__isnull=True,
     results_of__isnull=True,
 )

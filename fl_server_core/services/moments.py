@@ -1,5 +1,6 @@
 """SWAG rounds: opening one, and taking in moments. Callers hold the training's row lock."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from django.db.models import Q
@@ -29,10 +30,17 @@ def swag_open(*, round: Round, seconds: float) -> None:
 
 
 def moments_accept(
-    *, training: Training, owner: User, number: int, sample_size: int, first: Blob, second: Blob
+    *,
+    training: Training,
+    owner: User,
+    number: int,
+    sample_size: int,
+    first: Blob,
+    second: Blob,
+    deviations: Blob | None = None,
 ) -> tuple[SwagMoments, bool]:
     """Store a participant's moments; the same again is fine at any time. Returns them and whether they are new."""
-    digest = f"{first.digest}.{second.digest}"
+    digest = _digest(first, second, deviations)
     known = SwagMoments.objects.filter(
         training=training, owner=owner, digest=digest, sample_size=sample_size,
         round__number=number - 1,
@@ -41,11 +49,10 @@ def moments_accept(
         return known, False
     membership_check(training=training, user=owner)
     task = _open_task(training, owner, number)
-    first.save()
-    second.save()
+    _save(first, second, deviations)
     moments = SwagMoments.objects.create(
         training=training, round=task.round, owner=owner, sample_size=sample_size,
-        first=first, second=second, digest=digest,
+        first=first, second=second, deviations=deviations, digest=digest,
     )  # fmt: skip
     move(task, TaskState.DONE, finished_at=timezone.now())
     return moments, True
@@ -75,30 +82,53 @@ def _open_task(training: Training, owner: User, number: int) -> Task:
 
 
 def moments_publish(
-    *, round: Round, sample_size: int, first: Blob, second: Blob, delete: bool
+    *,
+    round: Round,
+    sample_size: int,
+    first: Blob,
+    second: Blob,
+    delete: bool,
+    deviations: Blob | None = None,
+    notes: Sequence[str] = (),
 ) -> bool:
-    """Store what all moments of a round came to, once; `delete` gives the participants' files up."""
+    """Store what all moments of a round came to, once; `delete` gives the participants' files up.
+
+    `notes` go to the round's warnings.
+    """
     if SwagMoments.objects.filter(round=round, owner=None).exists():
         return False
-    first.save()
-    second.save()
+    _save(first, second, deviations)
     SwagMoments.objects.create(
         training=round.training, round=round, owner=None, sample_size=sample_size,
-        first=first, second=second, digest=f"{first.digest}.{second.digest}",
+        first=first, second=second, deviations=deviations,
+        digest=_digest(first, second, deviations),
     )  # fmt: skip
+    if notes:
+        Round.objects.filter(pk=round.pk).update(warnings=[*round.warnings, *notes])
     if delete:
         own = SwagMoments.objects.filter(~Q(owner=None), round=round)
-        blobs = [pk for pair in own.values_list("first_id", "second_id") for pk in pair if pk]
-        own.update(first=None, second=None)
+        files = own.values_list("first_id", "second_id", "deviations_id")
+        blobs = [pk for ids in files for pk in ids if pk]
+        own.update(first=None, second=None, deviations=None)
         blobs_doom_unreferenced(ids=blobs)
     return True
+
+
+def _digest(*files: Blob | None) -> str:
+    return ".".join(file.digest for file in files if file is not None)
+
+
+def _save(*files: Blob | None) -> None:
+    for file in files:
+        if file is not None:
+            file.save()
 
 
 def combined_moments(training: Training) -> SwagMoments | None:
     """The newest combined moments of a training."""
     return (
         SwagMoments.objects.filter(training=training, owner=None)
-        .select_related("first", "second", "round")
+        .select_related("first", "second", "deviations", "round")
         .order_by("-round__number")
         .first()
     )

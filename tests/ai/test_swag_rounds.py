@@ -9,6 +9,7 @@ from safetensors.numpy import load, save
 from fl_client import SwagCollector
 from fl_server_ai.services.moments import moments_submit
 from fl_server_ai.services.reconciler import sweep
+from fl_server_ai.services.training_options import options_validate
 from fl_server_ai.trainer.tasks import process_trainer_task
 from fl_server_core.exceptions import DomainError
 from fl_server_core.models import Blob, Notification, Round, SwagMoments, TrainerEvent
@@ -256,3 +257,107 @@ def test_daisy_chains_and_swag_go_together() -> None:
     running.work()
 
     assert running.now.state == "C"
+
+
+def deviations(seed: int, rank: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    collector = SwagCollector(rank=rank)
+    for weights in walk(seed):
+        collector.add(weights)
+    found = collector.result(1)
+    return dict(found.first), dict(found.second), dict(found.deviations or {})
+
+
+def send_all(running: Scene, site: str, rank: int, seed: int = 1, **spoilt: Any) -> SwagMoments:
+    first, second, columns = deviations(seed, rank)
+    return moments_submit(
+        model_id=running.training.model_id, owner=running.sites[site], round=1, sample_size=1,
+        first=staged(save(first)), second=staged(save(second)),
+        deviations=staged(save({**columns, **spoilt})),
+    )[0]  # fmt: skip
+
+
+def covariance(columns: np.ndarray) -> np.ndarray:
+    flat = columns.reshape(len(columns), -1).astype(np.float64)
+    return flat.T @ flat / (len(columns) - 1)
+
+
+def test_with_all_steps_kept_the_deviations_are_the_covariance_of_the_sites_mixture() -> None:
+    running = aggregated(started(skip_model_tests=True, swag_rank=12))
+    for seed, site in enumerate(running.sites):
+        send_all(running, site, 5, seed)
+    running.work()
+
+    combined = SwagMoments.objects.get(owner=None)
+    with local_path(combined.deviations) as path:
+        found = load(path.read_bytes())
+    steps = [[w["layer.weight"].reshape(-1).astype(np.float64) for w in walk(s)] for s in range(2)]
+    means = np.stack([np.mean(one, axis=0) for one in steps])
+    off = means - means.mean(0)
+    expected = sum(np.cov(np.stack(one), rowvar=False) for one in steps) / 2 + off.T @ off / 2
+    assert (found["layer.weight"].shape, found["layer.weight"].dtype) == ((12, 3, 2), np.float32)
+    np.testing.assert_allclose(covariance(found["layer.weight"]), expected, rtol=1e-5, atol=1e-6)
+    assert set(found) == {"layer.weight", "layer.bias"}
+    assert running.now.state == "C"
+    assert running.round.warnings == []
+    assert not SwagMoments.objects.filter(owner__isnull=False, deviations__isnull=False).exists()
+
+
+def test_who_sends_no_deviations_takes_part_and_the_round_tells() -> None:
+    running = aggregated(started(skip_model_tests=True, swag_rank=3))
+    send_all(running, "ada", 3)
+    send(running, "grace", *moments(2))
+    running.work()
+
+    combined = SwagMoments.objects.get(owner=None)
+    with local_path(combined.deviations) as path:
+        assert load(path.read_bytes())["layer.bias"].shape == (3, 3)
+    assert running.now.state == "C"
+    assert running.round.warnings[0].startswith("SWAG: 1 of 2 participants sent no deviations")
+    assert "3 of 5 columns" in running.round.warnings[1]
+
+
+def test_without_any_deviations_the_round_has_none() -> None:
+    running = aggregated(started(skip_model_tests=True, swag_rank=3))
+    for site in running.sites:
+        send(running, site, *moments(2))
+    running.work()
+
+    assert SwagMoments.objects.get(owner=None).deviations is None
+    assert "draws are diagonal" in running.round.warnings[0]
+
+
+SPOILT: dict[str, tuple[int, dict[str, Any], str]] = {
+    "too many": (4, {}, "DEVIATIONS"),
+    "another shape": (3, {"layer.bias": np.ones((3, 4), np.float32)}, "SHAPE_MISMATCH"),
+    "another number": (3, {"layer.bias": np.ones((2, 3), np.float32)}, "SHAPE_MISMATCH"),
+    "an unknown tensor": (3, {"x": np.ones((3, 1), np.float32)}, "KEY_MISMATCH"),
+    "infinity": (3, {"layer.bias": np.full((3, 3), np.inf, np.float32)}, "NON_FINITE"),
+    "integers": (3, {"layer.bias": np.ones((3, 3), np.int64)}, "DEVIATIONS"),
+    "a number": (3, {"layer.bias": np.array(1, np.float32)}, "DEVIATIONS"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_deviations_that_do_not_fit_are_refused_at_upload(name: str) -> None:
+    running = aggregated(started(swag_rank=3))
+    rank, spoilt, code = SPOILT[name]
+
+    with pytest.raises(DomainError) as refusal:
+        send_all(running, "ada", rank, **spoilt)
+
+    assert refusal.value.error_code == code
+    assert not SwagMoments.objects.exists()
+    assert running.task("ada", "swag").state == "open"
+
+
+def test_deviations_nobody_asked_for_are_refused() -> None:
+    running = aggregated(started())
+
+    with pytest.raises(DomainError, match="takes none") as refusal:
+        send_all(running, "ada", 3)
+
+    assert refusal.value.error_code == "DEVIATIONS"
+    with pytest.raises(DomainError, match="swag_rank"):
+        options_validate(
+            aggregation_method="FedAvg", uncertainty_method="SWAG", options={"swag_rank": 1}
+        )

@@ -132,7 +132,7 @@ def row(kind: type[Model], index: int) -> Model:
             blob=stored,
         )
     if kind is SwagMoments:
-        pair = [blob(index), blob(index + 500)]
+        pair = [blob(index), blob(index + 500), blob(index + 700)]
         for stored in pair:
             stored.save()
         return SwagMoments.objects.create(
@@ -142,6 +142,7 @@ def row(kind: type[Model], index: int) -> Model:
             sample_size=7,
             first=pair[0],
             second=pair[1],
+            deviations=pair[2],
             digest=f"{pair[0].digest}.{pair[1].digest}",
         )
     if kind is Metric:

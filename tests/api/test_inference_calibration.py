@@ -1,4 +1,4 @@
-"""SWAG with a calibration batch: BatchNorm's statistics are those of each draw, as torch computes them."""
+"""SWAG over HTTP: distinct draws, low rank too, and BatchNorm's statistics of each draw from a calibration batch."""
 
 import json
 import uuid
@@ -21,7 +21,7 @@ from fl_server_ai.services.trainings import training_create, training_start
 from fl_server_ai.services.updates import update_submit
 from fl_server_ai.uncertainty.swag import draw_weights
 from fl_server_core.models import GlobalModel, User
-from tests.api.test_inference import NETWORK, ask, options, scripted, upload
+from tests.api.test_inference import NETWORK, ask, network, options, scripted, upload
 from tests.scenes import Arrays, Scene, person, staged
 
 pytestmark = pytest.mark.django_db
@@ -65,20 +65,25 @@ def collected(module: nn.Module) -> tuple[Arrays, Arrays]:
     return dict(found.first), dict(found.second)
 
 
-def trained(client: Any, data: bytes, first: Arrays, second: Arrays) -> Scene:
+def trained(
+    client: Any, data: bytes, first: Arrays, second: Arrays, deviations: Arrays | None = None
+) -> Scene:
     """A training of one site and one round, with these moments."""
     owner, ada = User.objects.get(pk=OWNER), person("ada", client=True)
     training = training_create(
         actor=owner, model=GlobalModel.objects.get(pk=upload(client, data)), target_num_updates=1,
-        aggregation_method="FedAvg", uncertainty_method="SWAG", options={"skip_model_tests": True},
-        clients=[ada.pk],
+        aggregation_method="FedAvg", uncertainty_method="SWAG",
+        options={"skip_model_tests": True, "swag_rank": 4 if deviations else 0}, clients=[ada.pk],
     )  # fmt: skip
     training_start(training=training, user=owner)
     running = Scene(owner, {"ada": ada}, training.model, training)
     where = {"model_id": training.model_id, "owner": ada, "sample_size": 1}
     update_submit(**where, round=0, file=staged(data), sha256=None, metrics={})
     running.work()
-    moments_submit(**where, round=1, first=staged(save(first)), second=staged(save(second)))
+    moments_submit(
+        **where, round=1, first=staged(save(first)), second=staged(save(second)),
+        deviations=staged(save(deviations)) if deviations else None,
+    )  # fmt: skip
     running.work()
     return running
 
@@ -165,3 +170,38 @@ def test_what_is_wrong_with_a_calibration_batch_is_named(client) -> None:
     ]
     assert {a.json()["errors"][0]["pointer"] for a in answers[:3]} == {"/calibration_input"}
     assert "more than 1 value" in answers[3].json()["detail"]
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_draws_are_distinct_seeded_and_repeatable(client, rank: int) -> None:
+    module = network()
+    collector = SwagCollector(rank=rank)
+    for step in range(6):
+        torch.manual_seed(step)
+        collector.add({n: t + 0.1 * torch.randn_like(t) for n, t in module.state_dict().items()})
+    found = collector.result(1)
+    first, second = dict(found.first), dict(found.second)
+    columns = dict(found.deviations) if found.deviations else None
+    running = trained(client, NETWORK, first, second, columns)
+    model = str(running.training.model_id)
+
+    def asked(seed: int) -> Any:
+        return ask(client, model, X.tolist(), options=options(N=5, seed=seed, task="regression"))
+
+    one, again, other = asked(3), asked(3), asked(4)
+
+    moments = running.now.moments.get(owner=None)
+    assert (moments.deviations is not None) == bool(rank)
+    outputs = []
+    for draw in range(5):
+        halves = ({n: torch.from_numpy(a) for n, a in half.items()} for half in (first, second))
+        stacked = {n: torch.from_numpy(a) for n, a in columns.items()} if columns else None
+        drawn_state = dict(draw_weights(*halves, seed=3, draw=draw, deviations=stacked))
+        module.load_state_dict({name: tensor.float() for name, tensor in drawn_state.items()})
+        outputs.append(module(X).double().detach())
+    stack = torch.stack(outputs)
+    body = one.json()
+    np.testing.assert_allclose(body["inference"], stack.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(body["uncertainty"]["variance"], stack.var(0), rtol=1e-3, atol=1e-6)
+    assert torch.pdist(stack.flatten(1)).min() > 1e-3
+    assert body["inference"] == again.json()["inference"] != other.json()["inference"]

@@ -81,6 +81,47 @@ def test_what_is_wrong_is_named(
     assert login(running.sites["ada"]).get(f"{path}?moment=third").status_code == 400
 
 
+def test_deviations_are_asked_for_taken_and_given_back(login) -> None:
+    running = scene(rounds=1, uncertainty="SWAG", skip_model_tests=True, swag_rank=3)
+    running.send("ada", 1.0)
+    running.send("grace", 3.0)
+    running.work()
+    path = f"/api/models/{running.training.model_id}/swag/"
+    ada = login(running.sites["ada"])
+    columns = {"layer.bias": np.array([[1, 0, 0], [0, 1, 0], [-1, -1, 0]], np.float32)}
+
+    config = ada.get("/api/tasks/").json()["task"]["config"]
+    four = SimpleUploadedFile("d", save({"layer.bias": np.ones((4, 3), np.float32)}))
+    refused = ada.post(path, form(deviations_file=four), format="multipart")
+    statuses = [
+        login(running.sites[site]).post(
+            path, form(deviations_file=SimpleUploadedFile("d", save(columns))), format="multipart"
+        ).status_code
+        for site in ("ada", "ada", "grace")
+    ]  # fmt: skip
+    running.work()
+    response = ada.get(f"{path}?moment=deviations")
+
+    assert config["swag_rank"] == 3
+    assert (refused.status_code, refused.json()["code"]) == (422, "DEVIATIONS")
+    assert statuses == [201, 200, 201]
+    found = load(b"".join(response.streaming_content))["layer.bias"].astype(np.float64)
+    # Both sites sent the same: their covariance is the one of each; means are equal, nothing is between.
+    expected = columns["layer.bias"].T @ columns["layer.bias"] / 2
+    np.testing.assert_allclose(found.T @ found / 2, expected, atol=1e-6)
+
+
+def test_a_round_without_deviations_says_so(login, running: Scene) -> None:
+    path = f"/api/models/{running.training.model_id}/swag/"
+    for site in running.sites:
+        login(running.sites[site]).post(path, form(), format="multipart")
+    running.work()
+
+    answer = login(running.actor).get(f"{path}?moment=deviations")
+
+    assert (answer.status_code, answer.json()["code"]) == (404, "NO_DEVIATIONS")
+
+
 def test_a_swag_model_is_uploaded_with_its_type(login) -> None:
     body = {
         "name": "m", "description": "-", "type": "SWAG",

@@ -50,6 +50,36 @@ def test_moments_are_sent_as_two_files(server: FakeServer, tmp_path: Path) -> No
     assert not list(tmp_path.rglob("*.second"))
 
 
+def test_deviations_are_a_third_file_where_the_server_takes_them(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    class Swag(Site):
+        def swag(
+            self, weights: dict[str, Any], config: dict[str, Any], context: Context
+        ) -> SwagResult:
+            collector = SwagCollector(rank=config.get("swag_rank", 0))
+            for step in range(4):
+                collector.add({name: array * step for name, array in weights.items()})
+            return collector.result(num_examples=7)
+
+    server.add_task("swag", round=1, upload_url="/api/models/m/swag/", config={"swag_rank": 3})
+    sent = []
+
+    def swag(asked: Any) -> Reply:
+        sent.append(asked)
+        server.tasks.pop(0)
+        return Reply(201, {"detail": "ok"})
+
+    server.routes["POST", "/api/models/m/swag/"] = swag
+    run(Swag(), server, tmp_path)
+
+    found = load(sent[0].files["deviations_file"])["w"]
+    start = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, np.stack([start * (step - 1.5) for step in (1, 2, 3)]))
+    assert not list(tmp_path.rglob("*.deviations"))
+
+
 def test_a_client_without_a_swag_method_says_so(
     server: FakeServer, site: Site, tmp_path: Path
 ) -> None:
