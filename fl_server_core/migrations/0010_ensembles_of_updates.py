@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('fl_server_core', '0008_inference_notes'),
+        ('fl_server_core', '0009_inference_notes'),
     ]
 
     operations = [

@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('fl_server_core', '0009_ensembles_of_updates'),
+        ('fl_server_core', '0010_ensembles_of_updates'),
     ]
 
     operations = [
