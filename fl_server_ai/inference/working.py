@@ -10,6 +10,7 @@ from django.db import OperationalError
 
 from fl_server_ai.inference import pool
 from fl_server_ai.inference.draws import as_raw, as_tensor, draws_of
+from fl_server_ai.inference.preprocessing import prepared_by
 from fl_server_ai.sandbox.plans import Plain
 from fl_server_ai.sandbox.programs import Program
 from fl_server_ai.sandbox.tensors import RawTensor
@@ -58,7 +59,7 @@ def job_work(job_id: int) -> None:
 def _answer(job: InferenceJob) -> Answer:
     if job.weights is None:
         raise Conflict("these weights were deleted meanwhile", code="WEIGHTS_DELETED")
-    tensor = unpacked(got(job.input_bytes, job.input_file))["input"]
+    (tensor,) = unpacked(got(job.input_bytes, job.input_file)).values()
     kind = UNCERTAINTY[job.method]
     method: Method[Any] = kind(parse_options(kind.Options, job.options))
     if method.kind == Kind.MEMBERS:
@@ -66,8 +67,9 @@ def _answer(job: InferenceJob) -> Answer:
     with ExitStack() as stack:
         canonical = stack.enter_context(local_path(job.weights))
         plan = stack.enter_context(draws_of(method, job, canonical))
-        program = stack.enter_context(_program(job, job.model, job.weights))
-        outputs = pool.predict(program, tensor, plan)
+        before, preparation = stack.enter_context(prepared_by(job.model, tensor))
+        program = stack.enter_context(_program(job, job.model, job.weights, before))
+        outputs = pool.predict(program, tensor, plan, preparation)
     if method.kind == Kind.PLAIN:
         return plain_answer(as_tensor(outputs[0]), method.options.task)
     summary = Summary(method.options)
@@ -77,24 +79,29 @@ def _answer(job: InferenceJob) -> Answer:
 
 
 def _mixture(job: InferenceJob, options: EnsembleOptions, tensor: RawTensor) -> Answer:
-    """The members' answers, one at a time, each with its newest weights."""
+    """The members' answers, one at a time, each with its newest weights and its own preprocessing."""
     summary = Summary(options)
-    related = ("model__template", "model__current_version__blob")
+    related = ("model__template", "model__preprocessing", "model__current_version__blob")
     for member in job.model.members.select_related(*related):
-        with _program(job, member.model, member.model.weights.blob) as program:
-            (output,) = pool.predict(program, tensor, Plain(options.seed))
+        with (
+            prepared_by(member.model, tensor) as (before, preparation),
+            _program(job, member.model, member.model.weights.blob, before) as program,
+        ):
+            (output,) = pool.predict(program, tensor, Plain(options.seed), preparation)
         weight = 1.0 if options.weighting == "equal" else member.weight
         summary.add(as_tensor(output), weight)
     return summary.answer()
 
 
 @contextmanager
-def _program(job: InferenceJob, model: GlobalModel, weights: Blob) -> Iterator[Program]:
+def _program(
+    job: InferenceJob, model: GlobalModel, weights: Blob, before: Program | None
+) -> Iterator[Program]:
     """A model's uploaded program with these weights in it, as a file of its own while it is needed."""
     container = model.container
     with weights_open(model=model, blob=weights, container=container) as file:
         # A program that stays warm for one user must not tell his inputs to another.
-        yield Program(file.path, file.etag, PROGRAMS[container], tenant=str(job.user_id))
+        yield Program(file.path, file.etag, PROGRAMS[container], str(job.user_id), before)
 
 
 def _store(job: InferenceJob, tensors: Sequence[RawTensor]) -> None:

@@ -10,8 +10,9 @@ from django.db import transaction
 
 from fl_server_ai.dispatch import dispatch_inference
 from fl_server_ai.sandbox.tensors import RawTensor
-from fl_server_ai.services.inference_inputs import check_input
+from fl_server_ai.services.inference_inputs import IMAGE, check_input
 from fl_server_ai.services.models import PROGRAMS
+from fl_server_ai.services.preprocessing import check_usable
 from fl_server_ai.services.tensor_bytes import got, packed, put, unpacked
 from fl_server_ai.uncertainty import UNCERTAINTY
 from fl_server_ai.uncertainty import Kind as Draws
@@ -150,11 +151,21 @@ def inference_ask(
     options: CommonOptions,
     return_format: str,
 ) -> InferenceJob:
-    """Store the question and hint at it; `Invalid` (INPUT_SHAPE) if the model can't take the input."""
-    check_input(tensor, subject.model.input_shape)
-    for member in subject.model.members.select_related("model"):
+    """Store the question and hint at it; `Invalid` (INPUT_SHAPE) if the model can't take the input.
+
+    An image, or what a model's preprocessing is for, is checked in the sandbox, when it is prepared.
+    """
+    asked = [subject.model]
+    for member in subject.model.members.select_related("model__preprocessing"):
         get_visible(models_visible_to(user), member.model_id)  # perhaps no longer
-        check_input(tensor, member.model.input_shape)
+        asked.append(member.model)
+    stored = [model.preprocessing for model in asked if model.preprocessing is not None]
+    for preprocessing in stored:
+        check_usable(preprocessing)
+    if not stored and tensor.name != IMAGE:
+        for model in asked:
+            check_input(tensor, model.input_shape)
+    check_input(tensor, None)
     waiting = InferenceJob.objects.filter(user=user).exclude(state__in=ENDED).count()
     if waiting >= settings.FL_INFERENCE_QUEUE:
         raise Conflict(
