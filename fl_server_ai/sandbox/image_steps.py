@@ -36,7 +36,7 @@ def carried_out(pipeline: Pipeline, images: Tensor) -> Tensor:
             images = STEPS[type(step)](step, images)
         except StepFailed as error:
             name = steps.NAMES[type(step)]
-            raise Refusal("PREPROCESSING_FAILED", f"/steps/{index} ({name}): {error}") from error
+            raise Refusal("PREPROCESSING_FAILED", f"steps[{index}], {name}: {error}") from error
     return images
 
 

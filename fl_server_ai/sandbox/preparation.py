@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-DECLARE = "declare how inputs are prepared with POST models/<id>/preprocessing/"
+# What the child says must not look like a path: those are taken out of it.
+DECLARE = "upload a pipeline as its model_preprocessing_file"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fl_server_ai.preprocessing.pipeline import parse
+from fl_server_ai.preprocessing.pipeline import EXAMPLE, parse
 from fl_server_ai.sandbox.drawing import NAMES, Received, made
 from fl_server_ai.sandbox.image_steps import carried_out, to_unit
 from fl_server_ai.sandbox.images import decoded
@@ -35,7 +35,8 @@ class Before:
             ) from error
         finally:
             if self._model.changed():
-                self._model = load("torchscript", self._file, "cpu")
+                with torch.inference_mode(mode=False):  # whose tensors count no changes
+                    self._model = load("torchscript", self._file, "cpu")
         if not isinstance(answer, Tensor):
             raise Refusal("PREPROCESSING_FAILED", "the model's preprocessing answers no tensor")
         return answer
@@ -74,5 +75,5 @@ def prepared(demands: dict[str, Any], received: Received, before: Before | None)
 
 def _told(demands: dict[str, Any], before: Before | None, wrong: str) -> str:
     if before is None and demands["steps"] is None:
-        return f"the image has shape {wrong}. The model has no preprocessing: {DECLARE}, or send it in that size"
+        return f"the image has shape {wrong}. The model has no preprocessing: {DECLARE}, such as {EXAMPLE}"
     return f"after the model's preprocessing the input has shape {wrong}. To change it, {DECLARE}"

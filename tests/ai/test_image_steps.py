@@ -164,7 +164,7 @@ def test_a_batch_is_done_image_by_image_and_the_input_stays() -> None:
 def test_what_cannot_be_done_names_the_step_and_what_to_do(
     given: Tensor, step: Any, told: str
 ) -> None:
-    with pytest.raises(Refusal, match=rf"^/steps/1 .*{told}") as caught:
+    with pytest.raises(Refusal, match=rf"^steps\[1\], .*{told}") as caught:
         done(given, {"step": "to_image"}, step)
 
     assert caught.value.code == "PREPROCESSING_FAILED"
