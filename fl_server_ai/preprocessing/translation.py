@@ -87,29 +87,27 @@ def _leaves(root: Any) -> Iterator[tuple[str, Any]]:
         members = _members(value)
         if members is None or len(members) > MOST_STEPS:
             path = value.function.path
-            raise _refused(pointer, "UNKNOWN_TRANSFORM", f"{path} is not filled as torch fills it")
+            raise _refused(pointer, f"{path} is not filled as torch fills it")
         stack += [(f"{pointer}/{i}", member) for i, member in enumerate(members)][::-1]
     if stack:
-        raise _refused("/transforms", "UNKNOWN_TRANSFORM", f"more than {MOST_VISITED} transforms")
+        raise _refused("/transforms", f"more than {MOST_VISITED} transforms")
 
 
 def _steps(value: Any, pointer: str) -> Entries:
     path = value.function.path if isinstance(value, Made) else ""
     if path.startswith(V1):
         name = path.rpartition(".")[2][:64]
-        raise _refused(
-            pointer,
-            "TRANSFORMS_V1",
+        said = (
             f"{name} is of torchvision's old transforms, which guess what their input is; import "
             "torchvision.transforms.v2 as transforms and save that Compose, with ToImage() and "
-            f"ToDtype(torch.float32, scale=True) for ToTensor(), or write it as JSON: {EXAMPLE}",
+            f"ToDtype(torch.float32, scale=True) for ToTensor(), or write it as JSON: {EXAMPLE}"
         )
+        raise Invalid(said, code="TRANSFORMS_V1", errors=_errors(pointer, said))
     if path not in TRANSFORMS:
         known = ", ".join(sorted({known.rpartition(".")[2] for known in TRANSFORMS}))
         name = (path or kind_of(value)).removeprefix(V2)[:80]
         raise _refused(
             pointer,
-            "UNKNOWN_TRANSFORM",
             f"{name} can't be translated: there are {known}; leave out what is for training only",
         )
     return TRANSFORMS[path](_attributes(value), pointer)
@@ -208,9 +206,7 @@ def _interpolation(value: Any) -> Any:
 
 def _cast(dtype: Any, *, scale: bool, pointer: str) -> dict[str, Any]:
     if not isinstance(dtype, Global) or dtype.module != "torch":
-        raise _refused(
-            pointer, "UNKNOWN_TRANSFORM", f"the dtype is {kind_of(dtype)}, none of torch's"
-        )
+        raise _refused(pointer, f"the dtype is {kind_of(dtype)}, none of torch's")
     return {"step": "cast", "dtype": dtype.name, "scale": scale}
 
 
@@ -218,6 +214,9 @@ def _named(key: Any) -> bool:
     return isinstance(key, Global) or type(key) is str
 
 
-def _refused(pointer: str, code: str, detail: str) -> Invalid:
-    errors = [{"pointer": pointer[:200], "code": code.lower(), "detail": detail}]
-    return Invalid(detail, code=code, errors=errors)
+def _refused(pointer: str, detail: str) -> Invalid:
+    return Invalid(detail, code="UNKNOWN_TRANSFORM", errors=_errors(pointer, detail))
+
+
+def _errors(pointer: str, detail: str) -> list[dict[str, str]]:
+    return [{"pointer": pointer[:200], "code": "invalid", "detail": detail}]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import mmap
 import os
 import re
 import signal
@@ -124,10 +125,7 @@ class Child:
     def load(self, deadline: float) -> None:
         """Have the program loaded; `ProgramFailed` if torch can't."""
         with self._watched():
-            before = []
-            if self._before is not None:
-                data = self._before.read_bytes()
-                before.append(RawTensor("U8", (len(data),), data))
+            before = [] if self._before is None else [_mapped(self._before, self._settings)]
             self.channel.send({"op": "load"}, before, deadline)
             self._answer("loaded", deadline)
             self.loaded = True
@@ -199,6 +197,16 @@ class Child:
             raise
         finally:
             self.busy += time.monotonic() - started
+
+
+def _mapped(path: Path, settings: Settings) -> RawTensor:
+    """A file's bytes, which stay on the disk until they are sent."""
+    size = path.stat().st_size
+    if size > settings.memory // 2:  # the child holds it twice
+        raise SandboxMemory(f"the preprocessing has {size:,} bytes, more than is allowed")
+    with path.open("rb") as file:
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return RawTensor("U8", (size,), memoryview(mapping))
 
 
 def _raise_named(error: BaseException, ended: int | None) -> None:

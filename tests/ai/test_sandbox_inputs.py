@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fl_server_ai.preprocessing.pipeline import document_of, parse
-from fl_server_ai.sandbox.errors import BadImage, ImageTooLarge, InputShape, PreprocessingFailed
+from fl_server_ai.sandbox.errors import (
+    BadImage,
+    ImageTooLarge,
+    InputShape,
+    PreprocessingFailed,
+    SandboxMemory,
+)
 from fl_server_ai.sandbox.image_steps import carried_out
 from fl_server_ai.sandbox.parent import SandboxPool
 from fl_server_ai.sandbox.plans import Drawn, Dropout, Plain
@@ -179,3 +185,10 @@ def test_memory_stays_flat_over_many_images(pool: SandboxPool, known: Program) -
 
     # One of them takes 9 MB of bytes and 36 MB of floats.
     assert child.memory_info().rss - start < 20 * 2**20
+
+
+def test_a_module_before_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    chained = dataclasses.replace(program(network(), tmp_path), before=before(tmp_path, Shifted()))
+
+    with SandboxPool(threads=1, memory=2**10) as small, pytest.raises(SandboxMemory):
+        small.predict(chained, [raw(images())], Plain())
