@@ -154,6 +154,7 @@ def errors_page() -> str:
     from fl_server_core import exceptions as domain
 
     importlib.import_module("fl_server_core.services.tokens")
+    importlib.import_module("fl_server_ai.sandbox.errors")
     kinds = {kind.__name__: kind for kind in _subclasses(domain.DomainError)}
 
     def status(kind: type) -> object:
