@@ -125,6 +125,18 @@ def uncertainty_page() -> str:
     return "\n".join(parts)
 
 
+def preprocessing_page() -> str:
+    """Every step of a pipeline."""
+    from fl_server_ai.aggregation.options import schema
+    from fl_server_ai.preprocessing.steps import STEPS
+
+    parts = [
+        f"## {name}\n\n{inspect.getdoc(kind)}\n\n{options_table(schema(kind))}"
+        for name, kind in STEPS.items()
+    ]
+    return "\n".join(parts)
+
+
 def trainer_options_page() -> str:
     """Options of the trainer itself."""
     from fl_server_ai.aggregation.options import schema
@@ -142,6 +154,7 @@ def errors_page() -> str:
     from fl_server_core import exceptions as domain
 
     importlib.import_module("fl_server_core.services.tokens")
+    importlib.import_module("fl_server_ai.sandbox.errors")
     kinds = {kind.__name__: kind for kind in _subclasses(domain.DomainError)}
 
     def status(kind: type) -> object:
@@ -296,6 +309,7 @@ def main(folder: Path) -> None:
             "strategies.md": strategies_page(),
             "trainer-options.md": trainer_options_page(),
             "uncertainty.md": uncertainty_page(),
+            "preprocessing.md": preprocessing_page(),
             "errors.md": errors_page(),
             "settings.md": settings_page(),
         }

@@ -1,6 +1,8 @@
-"""Global models: bringing weights to the server and back."""
+"""Global models: bringing weights to the server and back, and asking them."""
 
+import json
 import tempfile
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from fl_client.transport import Transport
 from fl_client.upload import send_file
 
 Rows = list[dict[str, Any]]
+PAUSE = 0.5  # seconds between two looks whether there is an answer
 
 
 class Models:
@@ -25,13 +28,16 @@ class Models:
         description: str,
         weights: Any,
         input_shape: Sequence[int | None] | None = None,
+        preprocessing: Mapping[str, Any] | str | Path | None = None,
     ) -> str:
         """Create a model and return its id.
 
         `weights` is a path, whose file is sent as it is, or a mapping of names to arrays or
         tensors, or a torch module; the latter are sent as safetensors. None in `input_shape`
-        stands for a dimension of any size. Large files go on where the line broke, for a path also
-        after a restart: `<path>.upload` beside it says where.
+        stands for a dimension of any size. `preprocessing` is applied to what the model is asked
+        with: a pipeline `{"steps": [...]}`, or the path of a file with one, with torchvision's v2
+        transforms or with a TorchScript module. Large files go on where the line broke, for a path
+        also after a restart: `<path>.upload` beside it says where.
         """
         form = [("name", name), ("description", description)]
         form += [("input_shape", "None" if n is None else str(n)) for n in input_shape or ()]
@@ -41,8 +47,62 @@ class Models:
             else:
                 path = Path(folder, "model.safetensors")
                 save(path, _named_arrays(weights))
-            answer = send_file(self._transport, "models/", form, path, key=str(uuid.uuid4()))
+            beside = {}
+            if preprocessing is not None:
+                beside["model_preprocessing_file"] = _pipeline_file(preprocessing, Path(folder))
+            answer = send_file(
+                self._transport, "models/", form, path, key=str(uuid.uuid4()), beside=beside
+            )
         return str(answer["model_id"])
+
+    def set_preprocessing(self, model: str, preprocessing: Mapping[str, Any] | str | Path) -> None:
+        """Replace what is done to the model's inputs; see `upload`."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = _pipeline_file(preprocessing, Path(folder))
+            self._transport.json(
+                "POST",
+                f"models/{model}/preprocessing/",
+                files={"model_preprocessing_file": file},
+                repeatable=True,
+            )
+
+    def ask(
+        self,
+        model: str,
+        inputs: Any,
+        *,
+        method: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        timeout: float = 600.0,
+    ) -> dict[str, Any]:
+        """The model's answer to `inputs`: `inference` and `uncertainty`, as nested lists.
+
+        `inputs` is the path of an image (PNG, JPEG) or of a file of one tensor, or an array or nested
+        lists, batch first, whose floats are sent as float32 if they are Python's. `method` and
+        `options` are those of the model's training if left out. TimeoutError if there is no answer after
+        `timeout` seconds.
+        """
+        ends = time.monotonic() + timeout
+        form = [("model_id", model), ("return_format", "json")]
+        if method is not None:
+            form.append(("uncertainty_method", method))
+        if options is not None:
+            form.append(("options", json.dumps(options)))
+        with tempfile.TemporaryDirectory() as folder:
+            if isinstance(inputs, (str, Path)):
+                path = Path(inputs)
+            else:
+                path = Path(folder, "input.safetensors")
+                save(path, {"input": _array(inputs)})
+            answer: dict[str, Any] = self._transport.json(
+                "POST", "inference/", form=form, files={"model_input": path}, read_timeout=300.0
+            )
+        while "inference" not in answer:
+            if time.monotonic() > ends:
+                raise TimeoutError(f"no answer after {timeout:g} s; it will be at {answer['url']}")
+            self._transport.stop.wait(PAUSE)
+            answer = self._transport.json("GET", answer["url"])
+        return answer
 
     def download(
         self,
@@ -98,3 +158,20 @@ def _named_arrays(weights: Any) -> Mapping[str, Any]:
         state: Mapping[str, Any] = weights.state_dict()
         return state
     raise TypeError(f"weights must be a path, a mapping or a module, not {type(weights).__name__}")
+
+
+def _pipeline_file(preprocessing: Mapping[str, Any] | str | Path, folder: Path) -> Path:
+    if isinstance(preprocessing, (str, Path)):
+        return Path(preprocessing)
+    path = folder / "preprocessing.json"
+    path.write_text(json.dumps(preprocessing), encoding="utf-8")
+    return path
+
+
+def _array(inputs: Any) -> Any:
+    if not isinstance(inputs, (list, tuple)):
+        return inputs  # NumPy's or torch's, in its own dtype
+    import numpy as np
+
+    array = np.asarray(inputs)
+    return array.astype(np.float32) if array.dtype == np.float64 else array

@@ -4,7 +4,7 @@ import base64
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,11 @@ def send_file(
     *,
     key: str | None = None,
     read_timeout: float = 300.0,
+    beside: Mapping[str, Path] | None = None,
 ) -> Any:
     """POST `form` with the file as `model_file`, or with its `upload` once that is complete.
+
+    `beside`: small files that go with the form in both cases.
 
     Where a large transfer stands is noted in `<path>.upload`, so that a later call, also of another
     process, goes on. Raises what `Transport.json` raises.
@@ -36,7 +39,7 @@ def send_file(
     repeatable = None if key else True
     if path.stat().st_size < LARGE:
         return transport.json(
-            "POST", url, form=form, files={"model_file": path}, key=key, repeatable=repeatable,
+            "POST", url, form=form, files={"model_file": path, **(beside or {})}, key=key, repeatable=repeatable,
             read_timeout=read_timeout,
         )  # fmt: skip
     sender = _Sender(transport, path)
@@ -44,8 +47,9 @@ def send_file(
         fields = [*form, ("upload", sender.push())]
         try:
             answer = transport.json(
-                "POST", url, form=fields, key=key, repeatable=repeatable, read_timeout=read_timeout
-            )
+                "POST", url, form=fields, files=dict(beside or {}), key=key, repeatable=repeatable,
+                read_timeout=read_timeout,
+            )  # fmt: skip
         except FLError as error:
             if last or error.code not in _AGAIN:
                 raise

@@ -135,6 +135,11 @@ FL_UPLOADS = env_int("FL_UPLOADS", 20, "Resumable uploads that one user may have
 FL_MAX_INPUT_BYTES = env_int(
     "FL_MAX_INPUT_BYTES", 64 * 2**20, "Largest input of an inference, in bytes."
 )
+FL_MAX_IMAGE_PIXELS = env_int(
+    "FL_MAX_IMAGE_PIXELS",
+    50_000_000,
+    "Most pixels of an image that is sent to a model, by its header, before it is decoded.",
+)
 FL_AGGREGATION_DEVICE = env("FL_AGGREGATION_DEVICE", "auto", "auto, cpu, cuda or cuda:<n>.")
 FL_WEIGHTS_DIR = env("FL_WEIGHTS_DIR", str(FL_DATA_DIR / "weights"), "Folder of stored weights.")
 _BUCKET = env("FL_S3_BUCKET", None, "Bucket for weights; needs the extra `s3`. Folder otherwise.")

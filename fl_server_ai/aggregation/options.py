@@ -1,7 +1,8 @@
 """Options from outside become a frozen dataclass; every refusal says where and why.
 
-A field is an int, float, bool, str, list[str], or one of these or None. Its metadata may hold `ge`, `gt`,
-`le`, `lt`, `choices` and `doc`.
+A field is an int, float, bool, str, a list of one of these, or one of all these or None. Its metadata may hold
+`ge`, `gt`, `le`, `lt` and `choices`, which of a list count for each item, `items` (the least and the most of
+them) and `doc`.
 """
 
 import difflib
@@ -23,6 +24,7 @@ LIMITS: dict[str, tuple[str, str, Callable[[Any, Any], bool]]] = {
 }
 JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string", list: "array"}
 ARTICLES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+PLURALS = {int: "integers", float: "numbers", bool: "booleans", str: "strings"}
 BAD = object()
 
 
@@ -82,11 +84,16 @@ def schema(cls: type[Any]) -> dict[str, Any]:
         if NoneType in get_args(kind):
             types.append("null")
         entry: dict[str, Any] = {"type": types[0] if len(types) == 1 else types}
-        if "array" in types:
-            entry["items"] = {"type": "string"}
-        entry |= {
+        bounds = {
             LIMITS[name][0]: field.metadata[name] for name in LIMITS if name in field.metadata
         }
+        if "array" in types:
+            item = next(get_args(part)[0] for part in _parts(kind) if get_origin(part) is list)
+            entry["items"] = {"type": JSON_TYPES[item], **bounds}
+            if "items" in field.metadata:
+                entry["minItems"], entry["maxItems"] = field.metadata["items"]
+        if types[0] != "array":
+            entry |= bounds
         if "choices" in field.metadata:
             entry["items" if "array" in types else "enum"] = (
                 {"type": "string", "enum": list(field.metadata["choices"])}
@@ -119,7 +126,10 @@ def _parts(kind: Any) -> list[Any]:
 
 
 def _spoken(kind: Any) -> str:
-    words = [ARTICLES.get(part, "a list of strings") for part in _parts(kind)]
+    words = [
+        f"a list of {PLURALS[get_args(part)[0]]}" if get_origin(part) is list else ARTICLES[part]
+        for part in _parts(kind)
+    ]
     return " or ".join(words + ["null"] * (NoneType in get_args(kind)))
 
 
@@ -130,7 +140,8 @@ def _convert(value: Any, kind: Any) -> Any:
         if part is float and type(value) in (int, float):
             return _finite(value)
         if get_origin(part) is list and isinstance(value, list | tuple):
-            return list(value) if all(type(item) is str for item in value) else BAD
+            items = [_convert(item, get_args(part)[0]) for item in value]
+            return BAD if any(item is BAD for item in items) else items
         if type(value) is part:
             return value
     return BAD
@@ -147,11 +158,13 @@ def _finite(value: float) -> Any:
 def _limits(field: Field[Any], value: Any) -> Iterator[tuple[str, str]]:
     if value is None:
         return
+    items = value if isinstance(value, list) else [value]
+    least, most = field.metadata.get("items", (0, math.inf))
+    if isinstance(value, list) and not least <= len(value) <= most:
+        yield "length", f"must be a list of {least}" + (f" to {most}" if most != least else "")
     for name, (_, words, holds) in LIMITS.items():
-        if name in field.metadata and not holds(value, field.metadata[name]):
+        if name in field.metadata and not all(holds(item, field.metadata[name]) for item in items):
             yield "range", f"must be {words} {field.metadata[name]}"
     choices = field.metadata.get("choices")
-    if choices is not None and any(
-        item not in choices for item in (value if isinstance(value, list) else [value])
-    ):
+    if choices is not None and any(item not in choices for item in items):
         yield "choice", f"must be one of {', '.join(map(str, choices))}"

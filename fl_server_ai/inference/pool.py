@@ -9,6 +9,7 @@ from django.conf import settings
 from fl_server_ai.containers import Limits
 from fl_server_ai.sandbox.parent import SandboxPool
 from fl_server_ai.sandbox.plans import Plan
+from fl_server_ai.sandbox.preparation import Preparation
 from fl_server_ai.sandbox.programs import Program
 from fl_server_ai.sandbox.tensors import RawTensor
 
@@ -29,10 +30,14 @@ class Sandbox:
             limits=Limits(file_bytes=settings.FL_MAX_MODEL_BYTES),
         )
 
-    def predict(self, program: Program, tensor: RawTensor, plan: Plan) -> list[RawTensor]:
+    def predict(
+        self, program: Program, tensor: RawTensor, plan: Plan, preparation: Preparation
+    ) -> list[RawTensor]:
         """One tensor per draw; `SandboxPool.predict` says what it raises."""
         timeout = settings.FL_INFERENCE_SECONDS
-        asked = self._thread.submit(self._pool.predict, program, [tensor], plan, timeout=timeout)
+        asked = self._thread.submit(
+            self._pool.predict, program, [tensor], plan, timeout=timeout, preparation=preparation
+        )
         return asked.result()
 
     def close(self) -> None:
@@ -43,11 +48,13 @@ class Sandbox:
 _sandboxes: list[Sandbox] = []
 
 
-def predict(program: Program, tensor: RawTensor, plan: Plan) -> Sequence[RawTensor]:
+def predict(
+    program: Program, tensor: RawTensor, plan: Plan, preparation: Preparation
+) -> Sequence[RawTensor]:
     """Ask the sandbox of this process; from one thread at a time."""
     if not _sandboxes or _sandboxes[0].owner != os.getpid():
         _sandboxes[:] = [Sandbox()]
-    return _sandboxes[0].predict(program, tensor, plan)
+    return _sandboxes[0].predict(program, tensor, plan, preparation)
 
 
 def close() -> None:

@@ -12,10 +12,11 @@ from django.db import OperationalError
 
 from fl_server_ai.inference import pool
 from fl_server_ai.inference.draws import as_raw, as_tensor, draws_of, weights_of
+from fl_server_ai.inference.preprocessing import prepared_by
 from fl_server_ai.sandbox.plans import Drawn, Plain
 from fl_server_ai.sandbox.programs import Program
 from fl_server_ai.sandbox.tensors import RawTensor
-from fl_server_ai.services.inference_inputs import CALIBRATION
+from fl_server_ai.services.inference_inputs import CALIBRATION, IMAGE, INPUT
 from fl_server_ai.services.leases import lease_kept
 from fl_server_ai.services.models import PROGRAMS, weights_open
 from fl_server_ai.services.tensor_bytes import got, packed, put, unpacked
@@ -64,7 +65,7 @@ def _answer(job: InferenceJob, notes: list[str]) -> Answer:
     if job.weights is None:
         raise Conflict("these weights were deleted meanwhile", code="WEIGHTS_DELETED")
     given = unpacked(got(job.input_bytes, job.input_file))
-    tensor = given["input"]
+    tensor = given[IMAGE] if IMAGE in given else given[INPUT]
     kind = UNCERTAINTY[job.method]
     method: Method[Any] = kind(parse_options(kind.Options, job.options))
     if method.kind == Kind.MEMBERS:
@@ -75,8 +76,9 @@ def _answer(job: InferenceJob, notes: list[str]) -> Answer:
         if isinstance(plan, Drawn) and CALIBRATION in given:
             calibrated = partial(_note_calibration, notes)
             plan = replace(plan, calibration=((given[CALIBRATION],),), calibrated=calibrated)
-        program = stack.enter_context(_program(job, job.model, job.weights))
-        outputs = pool.predict(program, tensor, plan)
+        before, preparation = stack.enter_context(prepared_by(job.model, tensor))
+        program = stack.enter_context(_program(job, job.model, job.weights, before))
+        outputs = pool.predict(program, tensor, plan, preparation)
     if method.kind == Kind.PLAIN:
         return plain_answer(as_tensor(outputs[0]), method.options.task)
     summary = Summary(method.options)
@@ -96,7 +98,7 @@ def _note_calibration(notes: list[str], layers: int) -> None:
 def _mixture(job: InferenceJob, options: EnsembleOptions, tensor: RawTensor) -> Answer:
     """The members' answers, one at a time: global models with their newest weights, local with their own."""
     summary = Summary(options)
-    related = ("model__template", "model__current_version__blob", "blob")
+    related = ("model__template", "model__preprocessing", "model__current_version__blob", "blob")
     members = job.model.members.select_related(*related)
     # Neighbours with one program share its process: weights follow each other into it, a set at a time.
     for _, group in groupby(members, key=lambda member: member.model_id):
@@ -111,22 +113,26 @@ def _mixture(job: InferenceJob, options: EnsembleOptions, tensor: RawTensor) -> 
 def _asked(
     job: InferenceJob, members: Sequence[MeanMember], tensor: RawTensor, seed: int
 ) -> Sequence[RawTensor]:
+    """What members of one program answer to an input that its preprocessing has made ready."""
     model = members[0].model
-    if len(members) == 1:
-        with _program(job, model, members[0].weights) as program:
-            return pool.predict(program, tensor, Plain(seed))
-    plan = Drawn(lambda: (weights_of(member.weights) for member in members), seed)
-    with _program(job, model, model.weights.blob) as program:
-        return pool.predict(program, tensor, plan)
+    with prepared_by(model, tensor) as (before, preparation):
+        if len(members) == 1:
+            with _program(job, model, members[0].weights, before) as program:
+                return pool.predict(program, tensor, Plain(seed), preparation)
+        plan = Drawn(lambda: (weights_of(member.weights) for member in members), seed)
+        with _program(job, model, model.weights.blob, before) as program:
+            return pool.predict(program, tensor, plan, preparation)
 
 
 @contextmanager
-def _program(job: InferenceJob, model: GlobalModel, weights: Blob) -> Iterator[Program]:
+def _program(
+    job: InferenceJob, model: GlobalModel, weights: Blob, before: Program | None
+) -> Iterator[Program]:
     """A model's uploaded program with these weights in it, as a file of its own while it is needed."""
     container = model.container
     with weights_open(model=model, blob=weights, container=container) as file:
         # A program that stays warm for one user must not tell his inputs to another.
-        yield Program(file.path, file.etag, PROGRAMS[container], tenant=str(job.user_id))
+        yield Program(file.path, file.etag, PROGRAMS[container], str(job.user_id), before)
 
 
 def _store(job: InferenceJob, tensors: Sequence[RawTensor], notes: Sequence[str]) -> None:

@@ -13,5 +13,7 @@
 - `exported.py`   the static check of `torch.export` archives: no pickle, known operators, plain expressions
 - `child.py`      the child's main, `pipes.py` its end; it alone imports torch, in `warming.py`, `loading.py`,
                   `exported_loading.py` and `drawing.py`
+- `preparing.py`  an input before the program sees it, as `preparation.py` demands: `images.py` decodes PNG and JPEG,
+                  `image_steps.py` carries out a pipeline
 - `lockdown.py`   what the child gives up, reported to the worker; `landlock.py`, `seccomp.py`, `system.py` how
 """

@@ -56,18 +56,24 @@ def serve(config: dict[str, Any], pipes: Pipes, file: BinaryIO) -> None:
     """Load the program when asked to, then predict as often as asked to."""
     from fl_server_ai.sandbox.drawing import predict
     from fl_server_ai.sandbox.loading import load
+    from fl_server_ai.sandbox.preparing import before_of, prepared
 
-    model = None
+    model, before = None, None
     while True:
         header, tensors = pipes.receive()
         try:
             if model is None:
+                before = before_of(tensors)
                 model = load(config["kind"], file, config["demands"]["device"])
                 pipes.send({"loaded": True})
                 continue
             if header["op"] != "predict":  # weights for a plan that has failed already
                 continue
-            predict(model, header, tensors, pipes)
+            count = header["inputs"]
+            inputs = prepared(header["preparation"], tensors[:count], before)
+            batch = header["preparation"] | {"image": False}  # for calibration, always tensors
+            others = [ready for t in tensors[count:] for ready in prepared(batch, [t], before)]
+            predict(model, header, inputs + others, pipes)
         except Exception as error:  # noqa: BLE001 - whatever a program raises, it is told to the worker
             pipes.send({"error": told(error)})
             continue

@@ -19,7 +19,7 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 NESTED = 16
 
-Received = list[tuple[str, str, tuple[int, ...], bytearray]]
+Received = list[tuple[str, str, tuple[int, ...], Any]]  # the last is a writable buffer
 
 
 def predict(model: Model, header: Mapping[str, Any], received: Received, pipes: Pipes) -> None:
@@ -176,7 +176,7 @@ def first_tensor(answer: Any, depth: int = 0) -> Tensor | None:
     return None
 
 
-def made(received: tuple[str, str, tuple[int, ...], bytearray]) -> Tensor:
+def made(received: tuple[str, str, tuple[int, ...], Any]) -> Tensor:
     """A tensor over the bytes that came."""
     _, dtype, shape, data = received
     if not data:

@@ -1,6 +1,6 @@
-"""How running a program can fail; each is the program's fault, and the worker goes on."""
+"""How running a program can fail; each is the program's fault or its input's, and the worker goes on."""
 
-from fl_server_core.exceptions import Unavailable, Unusable
+from fl_server_core.exceptions import Invalid, TooLarge, Unavailable, Unusable
 
 
 class ProgramFailed(Unusable):
@@ -13,6 +13,30 @@ class NoDropout(Unusable):
     """Dropout draws were asked for, and the program has no dropout layer that can be switched on."""
 
     code = "NO_DROPOUT"
+
+
+class BadImage(Invalid):
+    """The image is damaged, cut off, or neither PNG nor JPEG."""
+
+    code = "BAD_IMAGE"
+
+
+class ImageTooLarge(TooLarge):
+    """The image has more pixels than are decoded, by what its header says."""
+
+    code = "IMAGE_TOO_LARGE"
+
+
+class InputShape(Invalid):
+    """The input, prepared, doesn't fit the model's `input_shape`."""
+
+    code = "INPUT_SHAPE"
+
+
+class PreprocessingFailed(Unusable):
+    """The model's preprocessing can't be done to this input; the detail names the step."""
+
+    code = "PREPROCESSING_FAILED"
 
 
 class SandboxTimeout(Unusable):

@@ -14,6 +14,7 @@ from typing import Self
 
 from fl_server_ai.containers.limits import Limits
 from fl_server_ai.sandbox.plans import Dropout, Plan
+from fl_server_ai.sandbox.preparation import Preparation
 from fl_server_ai.sandbox.process import CPU_SECONDS, MOST_DRAWS, Child, Settings
 from fl_server_ai.sandbox.programs import Program, check_program
 from fl_server_ai.sandbox.tensors import RawTensor
@@ -21,7 +22,7 @@ from fl_server_core.exceptions import Invalid
 
 log = logging.getLogger("fl.celery")
 
-Key = tuple[str, str, str, str]
+Key = tuple[str, str, str, str, str]
 
 
 class SandboxPool:
@@ -57,27 +58,35 @@ class SandboxPool:
         self.protections: dict[str, str] = {}  # of the last child that was started
 
     def predict(
-        self, program: Program, inputs: Sequence[RawTensor], plan: Plan, *, timeout: float = 30.0
+        self,
+        program: Program,
+        inputs: Sequence[RawTensor],
+        plan: Plan,
+        *,
+        timeout: float = 30.0,
+        preparation: Preparation | None = None,
     ) -> list[RawTensor]:
         """Call the program with positional `inputs`: one tensor per draw, all alike, perhaps not finite.
 
         Of an answer that is a tuple, list or dict, its first tensor. `timeout`: seconds for loading and all
-        draws, without the start of a child (about 3 s, once per program).
+        draws, without the start of a child (about 3 s, once per program). `preparation` is for a single input.
 
         Raises `ForbiddenOperator`, `PickledEntry`, `BadContainer` before torch sees the program, `ProgramFailed`,
         `NoDropout`, `SandboxTimeout`, `SandboxMemory`, `SandboxCrashed` when it runs, `KeyMismatch` and
-        `ShapeMismatch` for weights that are not its own, and `SandboxUnavailable` when the server is at fault.
+        `ShapeMismatch` for weights that are not its own, `BadImage`, `ImageTooLarge`, `InputShape` and
+        `PreprocessingFailed` for an input that can't be prepared, and `SandboxUnavailable` when the server is at fault.
         """
         if isinstance(plan, Dropout) and not 1 <= plan.draws <= MOST_DRAWS:
             raise Invalid(f"from 1 to {MOST_DRAWS:,} draws, not {plan.draws}")
         with self._lock:
-            key = (program.digest, program.kind, self._settings.device, program.tenant)
+            before = program.before.digest if program.before else ""
+            key = (program.digest, program.kind, self._settings.device, program.tenant, before)
             child = self._warm(key, timeout) or self._start(key, program)
             deadline = time.monotonic() + timeout
             try:
                 if not child.loaded:
                     child.load(deadline)
-                return child.predict(tuple(inputs), plan, deadline)
+                return child.predict(tuple(inputs), plan, deadline, preparation or Preparation())
             except BaseException:
                 if not child.loaded or not child.usable:
                     self._drop(key)
@@ -123,6 +132,8 @@ class SandboxPool:
 
     def _start(self, key: Key, program: Program) -> Child:
         check_program(program.path, program.kind, self._limits)
+        if program.before is not None:
+            check_program(program.before.path, program.before.kind, self._limits)
         while len(self._children) >= self._most:
             self._drop(next(iter(self._children)))
         child = Child(program, self._settings, Path(self._empty.name))

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import mmap
 import os
 import re
 import signal
@@ -16,7 +17,11 @@ from typing import Any
 
 from fl_server_ai.sandbox.channel import Channel, Gone, Late, TooMuch
 from fl_server_ai.sandbox.errors import (
+    BadImage,
+    ImageTooLarge,
+    InputShape,
     NoDropout,
+    PreprocessingFailed,
     ProgramFailed,
     SandboxCrashed,
     SandboxMemory,
@@ -25,9 +30,10 @@ from fl_server_ai.sandbox.errors import (
 )
 from fl_server_ai.sandbox.frames import BadFrame
 from fl_server_ai.sandbox.plans import Drawn, Dropout, Plan
+from fl_server_ai.sandbox.preparation import Preparation
 from fl_server_ai.sandbox.programs import Program
 from fl_server_ai.sandbox.tensors import RawTensor
-from fl_server_core.exceptions import DomainError, KeyMismatch, ShapeMismatch
+from fl_server_core.exceptions import DomainError, Invalid, KeyMismatch, ShapeMismatch
 
 log = logging.getLogger("fl.celery")
 START_SECONDS = 120.0  # torch's import on a busy machine
@@ -43,8 +49,16 @@ CODES: dict[str, type[DomainError]] = {
     "KEY_MISMATCH": KeyMismatch,
     "SHAPE_MISMATCH": ShapeMismatch,
     "SANDBOX_MEMORY": SandboxMemory,
+    "BAD_IMAGE": BadImage,
+    "IMAGE_TOO_LARGE": ImageTooLarge,
+    "INPUT_SHAPE": InputShape,
+    "PREPROCESSING_FAILED": PreprocessingFailed,
 }
-HARMLESS = (NoDropout, ProgramFailed, KeyMismatch, ShapeMismatch)  # the child is as good as before
+# The child is as good as before.
+HARMLESS = (
+    NoDropout, ProgramFailed, KeyMismatch, ShapeMismatch, BadImage, ImageTooLarge, InputShape,
+    PreprocessingFailed,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,7 @@ class Child:
         self.loaded = False
         self._told = False  # an error, and now waits for the next request
         self._settings = settings
+        self._before = program.before.path if program.before else None
         with program.path.open("rb") as file:
             demands = {
                 "memory": settings.memory,
@@ -110,16 +125,23 @@ class Child:
     def load(self, deadline: float) -> None:
         """Have the program loaded; `ProgramFailed` if torch can't."""
         with self._watched():
-            self.channel.send({"op": "load"}, [], deadline)
+            before = [] if self._before is None else [_mapped(self._before, self._settings)]
+            self.channel.send({"op": "load"}, before, deadline)
             self._answer("loaded", deadline)
             self.loaded = True
 
     def predict(
-        self, inputs: tuple[RawTensor, ...], plan: Plan, deadline: float
+        self,
+        inputs: tuple[RawTensor, ...],
+        plan: Plan,
+        deadline: float,
+        preparation: Preparation,
     ) -> list[RawTensor]:
         """One tensor per draw, all of one dtype and shape."""
         with self._watched():
-            self.channel.send(_request(inputs, plan, self._settings), _sent(inputs, plan), deadline)
+            request = _request(inputs, plan, self._settings)
+            request["preparation"] = preparation.request()
+            self.channel.send(request, _sent(inputs, plan), deadline)
             outputs: list[RawTensor] = []
             if isinstance(plan, Drawn):
                 for weights in plan.weights():
@@ -184,6 +206,16 @@ class Child:
             self.busy += time.monotonic() - started
 
 
+def _mapped(path: Path, settings: Settings) -> RawTensor:
+    """A file's bytes, which stay on the disk until they are sent."""
+    size = path.stat().st_size
+    if size > settings.memory // 2:  # the child holds it twice
+        raise SandboxMemory(f"the preprocessing has {size:,} bytes, more than is allowed")
+    with path.open("rb") as file:
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return RawTensor("U8", (size,), memoryview(mapping))
+
+
 def _raise_named(error: BaseException, ended: int | None) -> None:
     if isinstance(error, Late):
         raise SandboxTimeout("the program took too long and was ended") from error
@@ -214,9 +246,11 @@ def _failure(told: Any) -> DomainError:
     if not isinstance(told, list) or len(told) != 2 or not all(isinstance(t, str) for t in told):
         raise BadFrame("an error has a code and a text")
     code, text = told
-    return CODES.get(code, ProgramFailed)(
-        plain_text(text), code="BATCH_NORM_FIXED" if code == "BATCH_NORM_FIXED" else None
-    )
+    kind, detail = CODES.get(code, ProgramFailed), plain_text(text)
+    if issubclass(kind, Invalid):
+        fault = {"pointer": "/model_input", "code": "invalid", "detail": detail[:300]}
+        return kind(detail, errors=[fault])
+    return kind(detail, code="BATCH_NORM_FIXED" if code == "BATCH_NORM_FIXED" else None)
 
 
 def plain_text(text: str) -> str:

@@ -17,12 +17,14 @@ class Program:
 
     `tenant`: children are not shared between tenants. A hostile program that stays warm could tell one
     user's inputs to the next; give each circle of users that may see each other's inputs a name.
+    `before`: a TorchScript module that the one input goes through first, in the same child.
     """
 
     path: Path
     digest: str
     kind: Kind
     tenant: str = ""
+    before: "Program | None" = None
 
 
 def check_program(path: Path, kind: Kind, limits: Limits | None = None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fl_server_ai.sandbox import drawing  # noqa: F401 - not later, when files are out of reach
+from fl_server_ai.sandbox import images, preparing  # noqa: F401 - not later, when files are out of reach
 
 
 class _Tiny(nn.Module):
@@ -39,10 +39,11 @@ def prepare(kind: str, device: str) -> bytes:
         torch.export.save(program, saved)
         saved.seek(0)
         exported_loading.load_exported(saved, "cpu").dropout(on=True)
+        _load_script(_script(image), "cpu")  # preprocessing may be one
     else:
-        trace: Any = torch.jit.trace
-        torch.jit.save(trace(_Tiny().eval(), image, check_trace=False), saved)
+        saved.write(_script(image))
         _load_script(saved.getvalue(), "cpu")
+    images.warm_up()
     _compute(_Tiny(), "cpu")
     if device != "cpu":
         _compute(_Tiny().to(device), device)
@@ -58,6 +59,13 @@ def warm_up(kind: str, device: str, memory: int, threads: int, saved: bytes) -> 
     if kind == "torchscript":
         _compute(_load_script(saved, device), device)
     _compute(_Tiny().to(device), device)
+
+
+def _script(image: torch.Tensor) -> bytes:
+    saved = io.BytesIO()
+    trace: Any = torch.jit.trace
+    torch.jit.save(trace(_Tiny().eval(), image, check_trace=False), saved)
+    return saved.getvalue()
 
 
 def _load_script(saved: bytes, device: str) -> Any:

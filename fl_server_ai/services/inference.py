@@ -10,8 +10,14 @@ from django.db import transaction
 
 from fl_server_ai.dispatch import dispatch_inference
 from fl_server_ai.sandbox.tensors import RawTensor
-from fl_server_ai.services.inference_inputs import CALIBRATION, check_input, named_calibration
+from fl_server_ai.services.inference_inputs import (
+    CALIBRATION,
+    IMAGE,
+    check_input,
+    named_calibration,
+)
 from fl_server_ai.services.models import PROGRAMS
+from fl_server_ai.services.preprocessing import check_usable
 from fl_server_ai.services.tensor_bytes import got, packed, put, unpacked
 from fl_server_ai.uncertainty import UNCERTAINTY
 from fl_server_ai.uncertainty import Kind as Draws
@@ -158,16 +164,22 @@ def inference_ask(
 ) -> InferenceJob:
     """Store the question and hint at it; `Invalid` (INPUT_SHAPE) if the model can't take the input.
 
+    An image, or what a model's preprocessing is for, is checked in the sandbox, when it is prepared.
     `calibration` is a batch over which the statistics of BatchNorm layers are taken anew for each draw of
     the weights; `Invalid` (NO_CALIBRATION) for methods that draw none.
     """
-    check_input(tensor, subject.model.input_shape)
+    members = _members(user, subject.model, method)
+    asked = [subject.model, *members]
+    stored = [model.preprocessing for model in asked if model.preprocessing is not None]
+    for preprocessing in stored:
+        check_usable(preprocessing)
+    prepared = bool(stored) or tensor.name == IMAGE
+    for model in asked:
+        check_input(tensor, None if prepared else model.input_shape)
     given = [tensor]
     if calibration is not None:
-        _check_calibration(calibration, subject, method)
+        _check_calibration(calibration, subject, method, prepared=bool(stored))
         given.append(replace(calibration, name=CALIBRATION))
-    if UNCERTAINTY[method].kind == Draws.MEMBERS:
-        _check_members(user, subject.model, tensor)
     waiting = InferenceJob.objects.filter(user=user).exclude(state__in=ENDED).count()
     if waiting >= settings.FL_INFERENCE_QUEUE:
         raise Conflict(
@@ -189,17 +201,20 @@ def inference_ask(
     return job
 
 
-def _check_members(user: User, mean: GlobalModel, tensor: RawTensor) -> None:
-    """Members of a MEAN model must still be visible to who asks; a training's own belong to its model."""
-    for member in mean.members.select_related("model"):
-        if mean.type == ModelType.MEAN and member.local_model_id is not None:
+def _members(user: User, mean: GlobalModel, method: str) -> list[GlobalModel]:
+    """The models that a method of members asks. Those of a MEAN model must still be visible to who asks."""
+    if UNCERTAINTY[method].kind != Draws.MEMBERS:
+        return []
+    members = list(mean.members.select_related("model__preprocessing"))
+    for member in members if mean.type == ModelType.MEAN else []:
+        if member.local_model_id is not None:
             get_visible(local_models_visible_to(user), member.local_model_id)
-        elif mean.type == ModelType.MEAN:
+        else:
             get_visible(models_visible_to(user), member.model_id)
-        check_input(tensor, member.model.input_shape)
+    return [member.model for member in members]
 
 
-def _check_calibration(batch: RawTensor, subject: Subject, method: str) -> None:
+def _check_calibration(batch: RawTensor, subject: Subject, method: str, *, prepared: bool) -> None:
     with named_calibration():
         if UNCERTAINTY[method].kind != Draws.WEIGHTS:
             said = f"for methods that draw weights, such as SWAG; {method} draws none, leave it out"
@@ -208,7 +223,11 @@ def _check_calibration(batch: RawTensor, subject: Subject, method: str) -> None:
                 code="NO_CALIBRATION",
                 errors=[{"pointer": "/calibration_input", "code": "contradiction", "detail": said}],
             )
-        check_input(batch, subject.model.input_shape)
+        if batch.name == IMAGE:
+            raise Invalid(
+                "one image is no batch; send a tensor of several inputs", code="BAD_INPUT"
+            )
+        check_input(batch, None if prepared else subject.model.input_shape)
 
 
 def inference_wait(*, job: InferenceJob, seconds: float) -> InferenceJob:

@@ -1,8 +1,7 @@
-"""From what a caller sends as `model_input` to one tensor; nothing of it is executed."""
+"""From what a caller sends as `model_input` to one tensor, or an image's bytes; nothing of it is executed or decoded."""
 
 import base64
 import binascii
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +12,10 @@ import numpy as np
 from django.conf import settings
 
 from fl_server_ai.containers import read_manifest
+from fl_server_ai.sandbox.preparation import misfit
 from fl_server_ai.sandbox.tensors import CARRIED, RawTensor
 from fl_server_ai.services.intake import canonical_blob
-from fl_server_core.exceptions import Invalid, TooLarge
+from fl_server_core.exceptions import Invalid, TooLarge, UnknownContainer
 from fl_server_core.storage import staging_path
 
 DTYPES = {
@@ -23,10 +23,18 @@ DTYPES = {
     "int32": np.int32, "int16": np.int16, "int8": np.int8, "uint8": np.uint8, "bool": np.bool_,
 }  # fmt: skip
 INPUT, CALIBRATION = "input", "calibration"
+IMAGE = "image"  # a tensor of this name is the bytes of an image file
+HEAD = 64
+IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+OTHER_IMAGES = {
+    b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF", b"BM": "BMP",
+    b"RIFF": "WebP", b"<svg": "SVG", b"<?xml": "SVG", b"\0\0\1\0": "ICO", b"8BPS": "PSD",
+    b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x0a": "JPEG XL", b"%PDF": "PDF", b"DICM": "DICOM",
+}  # fmt: skip
 
 
 def input_from_json(value: Any, dtype: str | None) -> RawTensor:
-    """Nested lists of numbers, or the base64 text of a file of tensors.
+    """Nested lists of numbers, or the base64 text of a file of tensors or an image.
 
     `dtype` is for lists: float32 unless it is given (JSON writes 1.0 as 1), bool for true and false. A number
     that the dtype can't hold is refused, never rounded away or made infinite.
@@ -37,7 +45,7 @@ def input_from_json(value: Any, dtype: str | None) -> RawTensor:
         data = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:
         raise _bad(
-            "a text must be the base64 form of a safetensors, .npz or torch.save file"
+            "a text must be the base64 form of a PNG, JPEG, safetensors, .npz or torch.save file"
         ) from error
     path = staging_path(".upload")
     try:
@@ -48,13 +56,20 @@ def input_from_json(value: Any, dtype: str | None) -> RawTensor:
 
 
 def input_from_file(path: Path, dtype: str | None = None) -> RawTensor:
-    """The only tensor in a safetensors, .npz or torch.save file, with the file's dtype. The file is gone after."""
+    """The only tensor in a safetensors, .npz or torch.save file, with its dtype; or a PNG or JPEG file's bytes.
+
+    An image is decoded only in the sandbox. The file is gone after.
+    """
     if dtype is not None:
         raise Invalid(
-            "dtype is for nested lists; a file of tensors has its own",
+            "dtype is for nested lists; a file has its own",
             errors=[{"pointer": "/dtype", "code": "contradiction", "detail": "leave it out"}],
         )
     check_size(path.stat().st_size)
+    if _is_image(path):
+        data = path.read_bytes()
+        path.unlink()
+        return RawTensor("U8", (len(data),), data, IMAGE)
     with canonical_blob(path, sha256=None) as (manifest, _, publish):
         found = read_manifest(publish.path).tensors
         if len(manifest.tensors) != 1:
@@ -88,20 +103,28 @@ def check_size(size: int) -> None:
 
 def check_input(tensor: RawTensor, expected: Sequence[int | None] | None) -> None:
     """Raise `Invalid` (INPUT_SHAPE), naming the dimension, unless it fits the model's `input_shape`."""
-    given = list(tensor.shape)
-    wrong = ""
-    if not math.prod(given):
-        wrong = "it is empty"
-    elif expected and len(expected) != len(given):
-        wrong = f"it has {len(given)} dimensions instead of {len(expected)}"
-    elif expected:
-        for at, (got, wanted) in enumerate(zip(given, expected, strict=True)):
-            if wanted is not None and got != wanted:
-                wrong = f"dimension {at} is {got} instead of {wanted}"
-                break
+    wrong = misfit(tensor.shape, expected)
     if wrong:
-        shape = f"; the model takes {list(expected)}, null is any size" if expected else ""
-        raise _bad(f"the input has shape {given}: {wrong}{shape}", code="INPUT_SHAPE")
+        raise _bad(f"the input has shape {wrong}", code="INPUT_SHAPE")
+
+
+def _is_image(path: Path) -> bool:
+    """By its first bytes. `UnknownContainer` (IMAGE_FORMAT) for an image that is not decoded here."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if head.startswith(IMAGES):
+        return True
+    for magic, name in OTHER_IMAGES.items():
+        # A safetensors file may begin with any of them; its header follows.
+        if head.startswith(magic) and head[8:9] != b"{":
+            raise UnknownContainer(
+                f"{name} files are not read; send PNG or JPEG", code="IMAGE_FORMAT"
+            )
+    if head[4:8] == b"ftyp":
+        raise UnknownContainer(
+            "HEIC and AVIF files are not read; send PNG or JPEG", code="IMAGE_FORMAT"
+        )
+    return False
 
 
 def _from_lists(value: Any, dtype: str | None) -> RawTensor:

@@ -1,8 +1,5 @@
 """Uploading models and giving their weights back in the container that their owner uses."""
 
-import hashlib
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,14 +16,15 @@ from fl_server_ai.containers import (
 )
 from fl_server_ai.sandbox.programs import Kind
 from fl_server_ai.services.intake import canonical_blob
+from fl_server_ai.services.preprocessing import keep, preprocessing_blob
 from fl_server_ai.services.renderings import rendering
 from fl_server_core.exceptions import NotPermitted, OutOfSpace
 from fl_server_core.lifecycle import TaskKind, TaskState
 from fl_server_core.models import Blob, GlobalModel, Task, User
 from fl_server_core.models.weights import ModelType
-from fl_server_core.services.blobs import blob_discard, blob_store
-from fl_server_core.services.models import model_create, preprocessing_set
-from fl_server_core.storage import local_path, out_of_space, staging_path
+from fl_server_core.services.blobs import blob_discard
+from fl_server_core.services.models import model_create
+from fl_server_core.storage import local_path, out_of_space
 
 SAFETENSORS = "safetensors"
 # Containers that hold a program, and what the sandbox calls it.
@@ -63,7 +61,7 @@ def model_prepared(
     if not (owner.actor or owner.is_superuser):
         raise NotPermitted("only an actor may upload models; ask the admin for that role")
     container = sniff(model_file)
-    preprocessing = _preprocessing_blob(preprocessing_file) if preprocessing_file else None
+    preprocessing = preprocessing_blob(preprocessing_file) if preprocessing_file else None
     stored: list[Blob] = [preprocessing] if preprocessing else []
     try:
         with canonical_blob(model_file, sha256=sha256) as (manifest, blob, publish):
@@ -74,7 +72,7 @@ def model_prepared(
             stored.append(blob)
             template = None
             if ties is not None:  # such weights can only be written over a copy of the file itself
-                template = _keep(model_file, container, sha256)
+                template = keep(model_file, container, sha256)
                 stored.append(template)
             yield partial(
                 model_create,
@@ -99,37 +97,6 @@ def model_upload(**fields: Any) -> GlobalModel:
     """Store a new global model at once: `model_prepared`, and its rows."""
     with model_prepared(**fields) as create:
         return create()
-
-
-def preprocessing_upload(*, model: GlobalModel, user: User, file: Path) -> None:
-    """Replace a model's preprocessing. It is tensors in a known container, kept as it came."""
-    blob = _preprocessing_blob(file)
-    try:
-        preprocessing_set(model=model, user=user, preprocessing=blob)
-    except BaseException:
-        blob_discard(blob=blob)
-        raise
-
-
-def _preprocessing_blob(file: Path) -> Blob:
-    container = sniff(file)
-    copy = staging_path(f".{container}")
-    try:
-        shutil.copyfile(file, copy)
-        with canonical_blob(file, sha256=None):  # reads it whole and refuses what is no container
-            pass
-        return _keep(copy, container, None)
-    finally:
-        copy.unlink(missing_ok=True)
-
-
-def _keep(file: Path, container: str, sha256: str | None) -> Blob:
-    """Move a file into the storage as it came."""
-    with file.open("rb") as handle:
-        digest = sha256 or hashlib.file_digest(handle, "sha256").hexdigest()
-        os.fsync(handle.fileno())
-        size = os.fstat(handle.fileno()).st_size
-    return blob_store(source=file, digest=digest, size=size, suffix=f".{container}")
 
 
 def weights_for(*, model: GlobalModel, user: User) -> Blob:

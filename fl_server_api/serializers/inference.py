@@ -16,7 +16,12 @@ NUMBERS = {"type": "array", "items": {}, "description": "nested lists of numbers
 
 
 @extend_schema_field(
-    {"oneOf": [NUMBERS, {"type": "string", "description": "base64 of a file of one tensor"}]}
+    {
+        "oneOf": [
+            NUMBERS,
+            {"type": "string", "description": "base64 of an image or a file of one tensor"},
+        ]
+    }
 )
 class Numbers(serializers.Field[Any, Any, Any, Any]):
     """Nested lists, or base64 text; checked by the service."""
@@ -71,7 +76,7 @@ class InferenceInput(Input):
 
 
 class InferenceForm(InferenceInput):
-    """The same with a file of one tensor: safetensors, .npz or torch.save."""
+    """The same with a file: a PNG or JPEG image, or one tensor in safetensors, .npz or torch.save."""
 
     model_input = serializers.FileField(allow_empty_file=True)  # type: ignore[assignment]
     calibration_input = serializers.FileField(  # type: ignore[assignment]

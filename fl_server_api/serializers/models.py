@@ -23,6 +23,12 @@ class FreeDimension(serializers.IntegerField):
         return size
 
 
+PREPROCESSING = (
+    "A JSON pipeline, torchvision's v2 transforms (torch.save or pickle), or a TorchScript module, applied to what "
+    "the model is asked with. Files of tensors are kept, but such a model can't be asked."
+)
+
+
 class ModelInput(Input):
     guards_typos = True
 
@@ -39,7 +45,9 @@ class ModelInput(Input):
     upload = serializers.CharField(
         required=False, help_text="Instead of model_file: the id of a finished upload of yours."
     )
-    model_preprocessing_file = serializers.FileField(required=False, allow_empty_file=True)
+    model_preprocessing_file = serializers.FileField(
+        required=False, allow_empty_file=True, help_text=PREPROCESSING
+    )
     models = serializers.ListField(
         child=serializers.UUIDField(),
         required=False,
@@ -168,7 +176,7 @@ class UpdateCreated(serializers.Serializer[Any]):
 
 
 class PreprocessingInput(Input):
-    model_preprocessing_file = serializers.FileField(allow_empty_file=True)
+    model_preprocessing_file = serializers.FileField(allow_empty_file=True, help_text=PREPROCESSING)
 
 
 class MetricOutput(serializers.ModelSerializer[Metric]):

@@ -12,11 +12,11 @@ from fl_server_ai.services.ensembles import mean_create
 from fl_server_ai.services.models import (
     SAFETENSORS,
     model_prepared,
-    preprocessing_upload,
     weights_for,
     weights_open,
 )
 from fl_server_ai.services.moments import model_moments, moments_submit
+from fl_server_ai.services.preprocessing import PIPELINE, kind_of, preprocessing_upload
 from fl_server_ai.services.updates import (
     metrics_submit,
     update_from_upload,
@@ -309,7 +309,10 @@ class PreprocessingView(View):
 
     @extend_schema(operation_id="preprocessing_download", responses=answers(FILE, 404))
     def get(self, request: Request, pk: str) -> HttpResponseBase:
-        """The preprocessing file as it was uploaded; a local model has its global model's."""
+        """The preprocessing as it is stored: a pipeline as canonical JSON, other files as they were uploaded.
+
+        A local model has its global model's.
+        """
         local = _local_or_none(request, pk)
         wanted = local.training.model_id if local else pk
         model = get_visible(models_visible_to(caller(request)), wanted)
@@ -317,7 +320,8 @@ class PreprocessingView(View):
         if blob is None:
             raise NotFound("this model has no preprocessing", code="NO_PREPROCESSING")
         with local_path(blob) as path:
-            name = f"model-{model.pk}-preprocessing.pt"
+            suffix = "json" if kind_of(blob) == PIPELINE else "pt"
+            name = f"model-{model.pk}-preprocessing.{suffix}"
             return send(request, path, etag=blob.digest, size=blob.size, filename=name)
 
     @extend_schema(
@@ -326,7 +330,11 @@ class PreprocessingView(View):
         responses=answers({202: Detail}, 400, 404, 415, 422, 507),
     )
     def post(self, request: Request, pk: str) -> Response:
-        """Replace the preprocessing."""
+        """Replace the preprocessing: a JSON pipeline, torchvision's v2 transforms, or a TorchScript module.
+
+        It is applied to whatever the model is asked with. Transforms (`torch.save` or pickle of a `v2.Compose`)
+        are translated to a pipeline, never unpickled.
+        """
         model = get_visible(models_visible_to(caller(request)), pk)
         file = parsed(PreprocessingInput, request)["model_preprocessing_file"]
         preprocessing_upload(model=model, user=caller(request), file=file.staged_path)

@@ -41,7 +41,7 @@ def job_claim(*, job_id: int) -> InferenceJob | None:
     )
     if not claimed:
         return None
-    related = ("model__template", "weights", "input_file")
+    related = ("model__template", "model__preprocessing", "weights", "input_file")
     return InferenceJob.objects.select_related(*related).filter(pk=job_id).first()
 
 

@@ -1,5 +1,6 @@
 """What a researcher does: register, upload, create, start, wait."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,68 @@ def test_arrays_are_uploaded_as_safetensors(fl: Connection, server: FakeServer) 
     assert model == "m2"
     assert asked.form == {"name": ["net"], "description": ["d"], "input_shape": ["None", "3"]}
     np.testing.assert_array_equal(load(asked.files["model_file"])["w"], weights["w"])
+
+
+def test_preprocessing_travels_with_the_model_or_later(
+    fl: Connection, server: FakeServer, tmp_path: Path
+) -> None:
+    server.routes["POST", "/api/models/"] = lambda asked: created(model_id="m2")
+    server.routes["POST", "/api/models/m2/preprocessing/"] = lambda asked: Reply(202, {})
+    pipeline = {"steps": [{"step": "to_tensor"}]}
+    file = tmp_path / "compose.pt"
+    file.write_bytes(b"torchvision's")
+
+    fl.models.upload(name="n", description="d", weights={"w": np.zeros(1)}, preprocessing=pipeline)
+    fl.models.set_preprocessing("m2", file)
+
+    first, second = (asked.files["model_preprocessing_file"] for asked in server.asked)
+    assert json.loads(first) == pipeline
+    assert second == b"torchvision's"
+
+
+def test_an_image_is_asked_with_until_there_is_an_answer(
+    fl: Connection, server: FakeServer, tmp_path: Path
+) -> None:
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"a picture")
+    waiting = {"job_id": 3, "state": "pending", "url": "/api/inference/3/"}
+    answers = [Reply(202, waiting), Reply(body={"inference": [1], "uncertainty": {}})]
+    server.routes["POST", "/api/inference/"] = lambda asked: Reply(202, waiting)
+    server.routes["GET", "/api/inference/3/"] = lambda asked: answers.pop(0)
+
+    answer = fl.models.ask("m", picture, method="MC_DROPOUT", options={"uncertainty": {"N": 3}})
+
+    asked = server.asked[0]
+    assert answer["inference"] == [1]
+    assert asked.files == {"model_input": b"a picture"}
+    assert asked.form == {
+        "model_id": ["m"], "return_format": ["json"], "uncertainty_method": ["MC_DROPOUT"],
+        "options": ['{"uncertainty": {"N": 3}}'],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("inputs", "dtype"),
+    [([[0.5, 1.0]], np.float32), ([[1, 2]], np.int64), (np.zeros((1, 2)), np.float64)],
+)
+def test_numbers_are_asked_with_as_one_tensor(
+    fl: Connection, server: FakeServer, inputs: Any, dtype: Any
+) -> None:
+    server.routes["POST", "/api/inference/"] = lambda asked: Reply(body={"inference": [0]})
+
+    fl.models.ask("m", inputs)
+
+    sent = load(server.asked[0].files["model_input"])["input"]
+    assert sent.dtype == dtype
+    np.testing.assert_array_equal(sent, np.asarray(inputs, dtype))
+
+
+def test_an_answer_that_does_not_come_is_a_timeout(fl: Connection, server: FakeServer) -> None:
+    waiting = Reply(202, {"job_id": 3, "state": "pending", "url": "/api/inference/3/"})
+    server.routes["POST", "/api/inference/"] = lambda asked: waiting
+
+    with pytest.raises(TimeoutError, match="/api/inference/3/"):
+        fl.models.ask("m", [[1.0]], timeout=-1)
 
 
 def test_a_module_is_uploaded_by_its_state_dict(fl: Connection, server: FakeServer) -> None:
