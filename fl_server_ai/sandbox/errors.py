@@ -15,6 +15,12 @@ class NoDropout(Unusable):
     code = "NO_DROPOUT"
 
 
+class InputMismatch(Unusable):
+    """The program takes inputs of another shape; the detail says which."""
+
+    code = "INPUT_SHAPE"
+
+
 class SandboxTimeout(Unusable):
     """The program took longer than it was given, and was ended."""
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from fl_server_ai.sandbox.channel import Channel, Gone, Late, TooMuch
 from fl_server_ai.sandbox.errors import (
+    InputMismatch,
     NoDropout,
     ProgramFailed,
     SandboxCrashed,
@@ -42,9 +43,11 @@ CODES: dict[str, type[DomainError]] = {
     "NO_DROPOUT": NoDropout,
     "KEY_MISMATCH": KeyMismatch,
     "SHAPE_MISMATCH": ShapeMismatch,
+    "INPUT_SHAPE": InputMismatch,
     "SANDBOX_MEMORY": SandboxMemory,
 }
-HARMLESS = (NoDropout, ProgramFailed, KeyMismatch, ShapeMismatch)  # the child is as good as before
+# The child is as good as before.
+HARMLESS = (NoDropout, ProgramFailed, KeyMismatch, ShapeMismatch, InputMismatch)
 
 
 @dataclass(frozen=True)

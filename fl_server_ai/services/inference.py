@@ -27,8 +27,10 @@ from fl_server_core.services.inference import job_create
 from fl_server_core.services.moments import combined_moments
 
 UPLOAD = (
-    "upload it as TorchScript: torch.jit.save(torch.jit.script(model), 'model.pt'), and that file as "
-    "model_file of POST models/"
+    "upload it as a torch.export program: torch.export.save(torch.export.export(model.eval(), (example,), "
+    "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)), 'model.pt2') with an example of two rows; or as "
+    "TorchScript: torch.jit.save(torch.jit.script(model), 'model.pt'); and that file as model_file of "
+    "POST models/"
 )
 ENDED = (EventState.DONE, EventState.FAILED)
 FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.05

@@ -92,7 +92,7 @@ class ModelsView(View):
         responses=answers({201: ModelCreated}, 400, 404, 409, 415, 422, 507),
     )
     def post(self, request: Request) -> Response:
-        """Upload a model: safetensors, .npz, torch.save or TorchScript; or make an ensemble of some (MEAN)."""
+        """Upload a model: safetensors, .npz, torch.save, TorchScript, torch.export; or an ensemble of some (MEAN)."""
         body = parsed(ModelInput, request)
         if body["type"] == "MEAN":
             return create_once(request, lambda: _mean(request, body))
