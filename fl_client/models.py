@@ -79,7 +79,7 @@ class Models:
         return rows
 
     def get(self, model: str) -> dict[str, Any]:
-        """Name, description, owner, round and `stats` (sizes per layer, or None)."""
+        """Name, description, owner, round and `stats` (sizes per layer, or None while `stats_state` is pending)."""
         fields: dict[str, Any] = self._transport.json("GET", f"models/{model}/metadata/")
         return fields
 

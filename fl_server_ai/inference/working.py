@@ -11,6 +11,7 @@ from typing import Any
 from django.db import OperationalError
 
 from fl_server_ai.inference import pool
+from fl_server_ai.inference.counting import count
 from fl_server_ai.inference.draws import as_raw, as_tensor, draws_of, weights_of
 from fl_server_ai.sandbox.plans import Drawn, Plain
 from fl_server_ai.sandbox.programs import Program
@@ -26,6 +27,7 @@ from fl_server_ai.uncertainty.options import parse_options
 from fl_server_ai.uncertainty.summary import Summary, plain_answer
 from fl_server_core.exceptions import Conflict, DomainError, Unavailable
 from fl_server_core.models import Blob, GlobalModel, InferenceJob, MeanMember
+from fl_server_core.models.inference import JobKind
 from fl_server_core.services.blobs import blob_discard
 from fl_server_core.services.inference import (
     job_claim,
@@ -46,6 +48,10 @@ def job_work(job_id: int) -> None:
         return
     with lease_kept(partial(job_renew, job=job)):
         try:
+            if job.kind == JobKind.STATISTICS:
+                count(job)
+                job_finish(job=job, data=None, file=None)
+                return
             notes: list[str] = []
             answer = _answer(job, notes)
             _store(job, [as_raw(t, name) for name, t in answer.tensors().items()], notes)

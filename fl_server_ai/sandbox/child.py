@@ -54,6 +54,7 @@ def main() -> None:
 
 def serve(config: dict[str, Any], pipes: Pipes, file: BinaryIO) -> None:
     """Load the program when asked to, then predict as often as asked to."""
+    from fl_server_ai.sandbox.describing import describe
     from fl_server_ai.sandbox.drawing import predict
     from fl_server_ai.sandbox.loading import load
 
@@ -65,9 +66,11 @@ def serve(config: dict[str, Any], pipes: Pipes, file: BinaryIO) -> None:
                 model = load(config["kind"], file, config["demands"]["device"])
                 pipes.send({"loaded": True})
                 continue
-            if header["op"] != "predict":  # weights for a plan that has failed already
-                continue
-            predict(model, header, tensors, pipes)
+            if header["op"] == "describe":
+                describe(model, header["shape"], pipes)
+            elif header["op"] == "predict":
+                predict(model, header, tensors, pipes)
+            # Anything else: weights for a plan that has failed already.
         except Exception as error:  # noqa: BLE001 - whatever a program raises, it is told to the worker
             pipes.send({"error": told(error)})
             continue

@@ -33,8 +33,9 @@ SAMPLE_INPUTS = "data/sample_inputs/model.pt"
 class ExportedModel(Versions):
     """A graph whose dropout and BatchNorm operators have their mode as an argument."""
 
-    def __init__(self, module: torch.fx.GraphModule) -> None:
+    def __init__(self, module: torch.fx.GraphModule, classes: dict[str, str]) -> None:
         self.module = module
+        self.classes = classes
         values = (node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder")
         self.shapes = [_fixed(value) for value in values]
         self._switch(DROPOUT, {"train": False, "training": False})
@@ -56,6 +57,12 @@ class ExportedModel(Versions):
 
     def dropout(self, *, on: bool) -> int:
         return self._switch(DROPOUT, {"train": on, "training": on})
+
+    def layers(self) -> list[tuple[str, str]]:
+        return list(self.classes.items())
+
+    def parameters(self) -> list[tuple[str, Tensor]]:
+        return list(self.module.named_parameters(remove_duplicate=False))
 
     def norms(self, *, on: bool) -> list[tuple[Tensor, Tensor]] | None:
         if list(self._nodes(OTHER_NORMS)):
@@ -114,27 +121,47 @@ def _fits(wanted: list[int | None], given: torch.Size) -> bool:
 
 def load_exported(file: BinaryIO, device: str) -> ExportedModel:
     """The program that the archive holds, without anything in it that is pickled or executed."""
-    program = torch.export.load(_rebuilt(file))
+    rebuilt, classes = _rebuilt(file)
+    program = torch.export.load(rebuilt)
     if device != "cpu":
         program = torch.export.passes.move_to_device_pass(program, device)
     module: Any = program.module(check_guards=False)
-    return ExportedModel(module)
+    return ExportedModel(module, classes)
 
 
-def _rebuilt(file: BinaryIO) -> io.BytesIO:
+def _rebuilt(file: BinaryIO) -> tuple[io.BytesIO, dict[str, str]]:
+    """The archive without what is pickled or executed, and the classes of the modules that it was made of."""
+    classes: dict[str, str] = {}
     rebuilt = io.BytesIO()
     nothing = io.BytesIO()
     torch.save(((), {}), nothing)
     with zipfile.ZipFile(file) as old, zipfile.ZipFile(rebuilt, "w") as new:
         for name in old.namelist():
             folder, _, entry = name.partition("/")
-            if entry == MODEL or entry in CONFIGS:
+            if entry == MODEL:
+                model = json.loads(old.read(name))
+                classes = _classes(model["graph_module"])
+                new.writestr(name, json.dumps(_plain(model)))
+            elif entry in CONFIGS:
                 new.writestr(name, json.dumps(_plain(json.loads(old.read(name)))))
             elif entry in PLAIN or NUMBERS.fullmatch(entry):
                 new.writestr(name, old.read(name))
         new.writestr(f"{folder}/{SAMPLE_INPUTS}", nothing.getvalue())
     rebuilt.seek(0)
-    return rebuilt
+    return rebuilt, classes
+
+
+def _classes(graph: Any) -> dict[str, str]:
+    """Each module's class by its dotted path: what the nodes say where they come from, "key,path,class;..."."""
+    found = {str(call.get("fqn")): "" for call in graph["module_call_graph"]}
+    for node in graph["graph"]["nodes"]:
+        stack = node.get("metadata", {}).get("nn_module_stack", "")
+        for part in stack.split(";") if isinstance(stack, str) else ():
+            _, _, place = part.partition(",")
+            path, _, name = place.rpartition(",")
+            if name:
+                found[path.partition("@")[0]] = name.rpartition(".")[2]
+    return found
 
 
 def _plain(value: Any) -> Any:

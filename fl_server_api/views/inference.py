@@ -46,6 +46,7 @@ from fl_server_api.views.base import View, answers, parsed
 from fl_server_core.exceptions import Invalid
 from fl_server_core.lifecycle import EventState
 from fl_server_core.models import InferenceJob
+from fl_server_core.models.inference import JobKind
 from fl_server_core.selectors import get_visible, inference_jobs_visible_to
 from fl_server_core.services.inference import job_error
 from fl_server_core.storage import staging_path
@@ -109,7 +110,8 @@ class InferenceView(View):
     )
     def get(self, request: Request, pk: str) -> HttpResponseBase:
         """What the POST would have answered: the answer, its refusal, or 202 while there is none."""
-        job = get_visible(inference_jobs_visible_to(caller(request)), pk)
+        jobs = inference_jobs_visible_to(caller(request)).filter(kind=JobKind.ANSWER)
+        job = get_visible(jobs, pk)
         wanted = request.query_params.get("format", job.return_format)
         if wanted not in FORMATS:
             raise Invalid(f"format is one of {', '.join(FORMATS)}", code="BAD_FORMAT")
