@@ -1,5 +1,6 @@
 """One worker, one question: claim it, run the program in the sandbox, store the answer or the refusal."""
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from fl_server_ai.inference.draws import as_raw, as_tensor, draws_of, weights_of
 from fl_server_ai.sandbox.plans import Drawn, Plain
 from fl_server_ai.sandbox.programs import Program
 from fl_server_ai.sandbox.tensors import RawTensor
+from fl_server_ai.services.calibration import BINS, LABELS, REPORT
 from fl_server_ai.services.inference_inputs import CALIBRATION
 from fl_server_ai.services.leases import lease_kept
 from fl_server_ai.services.models import PROGRAMS, weights_open
@@ -24,6 +26,7 @@ from fl_server_ai.uncertainty import UNCERTAINTY, Kind, Method
 from fl_server_ai.uncertainty.answer import Answer
 from fl_server_ai.uncertainty.methods.ensemble import EnsembleOptions
 from fl_server_ai.uncertainty.options import parse_options
+from fl_server_ai.uncertainty.report import calibration_report
 from fl_server_ai.uncertainty.summary import Summary, plain_answer
 from fl_server_core.exceptions import Conflict, DomainError, Unavailable
 from fl_server_core.models import Blob, GlobalModel, InferenceJob, MeanMember
@@ -53,6 +56,9 @@ def job_work(job_id: int) -> None:
                 job_finish(job=job, data=None, file=None)
                 return
             notes: list[str] = []
+            if job.kind == JobKind.CALIBRATION:
+                _store(job, [_judged(job, notes)], notes)
+                return
             answer = _answer(job, notes)
             _store(job, [as_raw(t, name) for name, t in answer.tensors().items()], notes)
         except DomainError as error:
@@ -83,7 +89,7 @@ def _answer(job: InferenceJob, notes: list[str]) -> Answer:
             plan = replace(plan, calibration=((given[CALIBRATION],),), calibrated=calibrated)
         program = stack.enter_context(_program(job, job.model, job.weights))
         outputs = pool.predict(program, tensor, plan)
-    if method.kind == Kind.PLAIN:
+    if method.kind == Kind.PLAIN and job.kind == JobKind.ANSWER:
         return plain_answer(as_tensor(outputs[0]), method.options.task)
     summary = Summary(method.options)
     for output in outputs:
@@ -97,6 +103,15 @@ def _note_calibration(notes: list[str], layers: int) -> None:
             "CALIBRATION_UNUSED: the program has no BatchNorm layer with running statistics; "
             "calibration_input changed nothing"
         )
+
+
+def _judged(job: InferenceJob, notes: list[str]) -> RawTensor:
+    """The report as the bytes of a JSON text."""
+    given = unpacked(got(job.input_bytes, job.input_file))
+    labels = as_tensor(given[LABELS])
+    report = calibration_report(_answer(job, notes), labels, int(given[BINS].numpy()))
+    text = json.dumps(report, allow_nan=False).encode()
+    return RawTensor("U8", (len(text),), text, REPORT)
 
 
 def _mixture(job: InferenceJob, options: EnsembleOptions, tensor: RawTensor) -> Answer:

@@ -1,7 +1,7 @@
 """Asking a model: who may, with which weights, by which method; the answer comes from a worker."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from fl_server_ai.uncertainty.options import CommonOptions, merge_options
 from fl_server_core.exceptions import Conflict, Invalid, NotFound, Unusable
 from fl_server_core.lifecycle import EventState
 from fl_server_core.models import Blob, GlobalModel, InferenceJob, LocalModel, Training, User
+from fl_server_core.models.inference import JobKind
 from fl_server_core.models.trainings import UncertaintyMethod
 from fl_server_core.models.weights import ModelType
 from fl_server_core.selectors import get_visible, local_models_visible_to, models_visible_to
@@ -157,6 +158,8 @@ def inference_ask(
     options: CommonOptions,
     return_format: str,
     calibration: RawTensor | None = None,
+    kind: str = JobKind.ANSWER,
+    more: Sequence[RawTensor] = (),
 ) -> InferenceJob:
     """Store the question and hint at it; `Invalid` (INPUT_SHAPE) if the model can't take the input.
 
@@ -176,12 +179,12 @@ def inference_ask(
             f"{waiting} of your questions wait for an answer; ask again when some have one",
             code="TOO_MANY_QUESTIONS",
         )
-    data, file = put(packed(given))
+    data, file = put(packed([*given, *more]))
     try:
         with transaction.atomic():
             job = job_create(
                 user=user, model=subject.model, local_model=subject.local, weights=subject.weights,
-                method=method, options=asdict(options), return_format=return_format,
+                kind=kind, method=method, options=asdict(options), return_format=return_format,
                 data=data, file=file,
             )  # fmt: skip
             dispatch_inference(job.pk)

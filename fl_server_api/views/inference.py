@@ -97,7 +97,7 @@ class InferencesView(View):
             return {"job_id": job.pk}
 
         job = get_visible(inference_jobs_visible_to(user), once(request, act)["job_id"])
-        return _told(request, _waited(job), return_format)
+        return _told(request, waited(job), return_format)
 
 
 class InferenceView(View):
@@ -124,7 +124,7 @@ def _read(given: Any, dtype: str | None) -> RawTensor:
     return input_from_json(given, dtype)
 
 
-def _waited(job: InferenceJob) -> InferenceJob:
+def waited(job: InferenceJob) -> InferenceJob:
     if not _places.acquire(blocking=False):
         return job
     try:
@@ -133,15 +133,23 @@ def _waited(job: InferenceJob) -> InferenceJob:
         _places.release()
 
 
-def _told(request: Request, job: InferenceJob, wanted: str) -> HttpResponseBase:
+def unfinished(request: Request, job: InferenceJob, route: str) -> Response | None:
+    """202 with where to ask again; None once there is an answer. A refusal is raised as it was."""
     if job.state == EventState.FAILED:
         raise job_error(job)
+    if job.state == EventState.DONE:
+        return None
+    prefix = "/api/v1" if request.path.startswith("/api/v1/") else "/api"
+    url = f"{prefix}/{route}/{job.pk}/"
+    headers = {"Location": url, "Retry-After": "1"}
+    return Response({"job_id": job.pk, "state": job.state, "url": url}, status=202, headers=headers)
+
+
+def _told(request: Request, job: InferenceJob, wanted: str) -> HttpResponseBase:
+    waits = unfinished(request, job, "inference")
+    if waits is not None:
+        return waits
     about = {"job_id": job.pk, "state": job.state}
-    if job.state != EventState.DONE:
-        prefix = "/api/v1" if request.path.startswith("/api/v1/") else "/api"
-        url = f"{prefix}/inference/{job.pk}/"
-        headers = {"Location": url, "Retry-After": "1"}
-        return Response({**about, "url": url}, status=202, headers=headers)
     data = inference_answer(job)
     if wanted == "json":
         body = encoded({**about, **inference_json(data), "notes": job.notes})
