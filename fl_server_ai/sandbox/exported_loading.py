@@ -47,11 +47,15 @@ class ExportedModel(Versions):
         for wanted, given in zip(self.shapes, inputs, strict=False):
             if wanted is not None and not _fits(wanted, given.shape):
                 sizes = ", ".join("any" if size is None else str(size) for size in wanted)
+                batch = wanted and given.shape and wanted[0] not in {None, given.shape[0]}
+                hint = (
+                    "; to leave the first dimension free, export it with an example of two rows and "
+                    "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
+                )
                 raise Refusal(
                     "INPUT_SHAPE",
-                    f"the program was exported for inputs of shape [{sizes}], not {list(given.shape)}; "
-                    "to leave the first dimension free, export it with an example of two rows and "
-                    "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)",
+                    f"the program was exported for inputs of shape [{sizes}], not {list(given.shape)}"
+                    + (hint if batch else ""),
                 )
         return self.module(*inputs)
 
