@@ -139,9 +139,42 @@ class Models:
         return rows
 
     def get(self, model: str) -> dict[str, Any]:
-        """Name, description, owner, round and `stats` (sizes per layer, or None)."""
+        """Name, description, owner, round and `stats` (sizes per layer, or None while `stats_state` is pending)."""
         fields: dict[str, Any] = self._transport.json("GET", f"models/{model}/metadata/")
         return fields
+
+    def calibration(
+        self,
+        model: str,
+        inputs: Any,
+        labels: Any,
+        *,
+        method: str | None = None,
+        bins: int = 15,
+        seconds: float = 300.0,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """How right the model's probabilities are on a labelled batch: `ece`, `nll`, `brier`, `auroc`, `bins`.
+
+        `inputs` is an array, batch first, `labels` one integer a sample. `options` are the method's, such as
+        `output="logits"` or `N=20`. Waits for the report up to `seconds`, then TimeoutError.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            paths = {"model_input": Path(folder, "x"), "labels": Path(folder, "y")}
+            for (name, path), value in zip(paths.items(), (inputs, labels), strict=True):
+                save(path, _named_arrays({name: value}))
+            form = [("bins", str(bins)), ("options", json.dumps({"uncertainty": options}))]
+            form += [("uncertainty_method", method)] if method else []
+            report: dict[str, Any] = self._transport.json(
+                "POST", f"models/{model}/calibration/", form=form, files=paths, read_timeout=120.0
+            )
+        end = time.monotonic() + seconds
+        while report["state"] not in {"done", "failed"}:
+            if time.monotonic() > end:
+                raise TimeoutError(f"no report of job {report['job_id']} after {seconds} s")
+            time.sleep(1.0)
+            report = self._transport.json("GET", f"calibrations/{report['job_id']}/")
+        return report
 
     def list(self) -> Rows:
         rows: Rows = self._transport.json("GET", "models/")

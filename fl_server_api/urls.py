@@ -8,7 +8,16 @@ from drf_spectacular.views import (
 )
 
 from fl_server_api import errors
-from fl_server_api.views import inference, models, system, tasks, trainings, uploads, users
+from fl_server_api.views import (
+    calibration,
+    inference,
+    models,
+    system,
+    tasks,
+    trainings,
+    uploads,
+    users,
+)
 
 urlpatterns = [
     path("", system.IndexView.as_view()),
@@ -25,6 +34,7 @@ urlpatterns = [
     path("models/", models.ModelsView.as_view()),
     path("models/<str:pk>/", models.ModelView.as_view()),
     path("models/<str:pk>/metadata/", models.MetadataView.as_view()),
+    path("models/<str:pk>/calibration/", calibration.CalibrationsView.as_view()),
     path("models/<str:pk>/metrics/", models.MetricsView.as_view()),
     path("models/<str:pk>/preprocessing/", models.PreprocessingView.as_view()),
     path("models/<str:pk>/swag/", models.SwagView.as_view()),
@@ -43,6 +53,7 @@ urlpatterns = [
     path("uploads/<str:pk>/", uploads.UploadView.as_view()),
     path("inference/", inference.InferencesView.as_view()),
     path("inference/<str:pk>/", inference.InferenceView.as_view()),
+    path("calibrations/<str:pk>/", calibration.CalibrationView.as_view()),
     path("aggregators/", system.AggregatorsView.as_view()),
     path("uncertainty-methods/", inference.MethodsView.as_view()),
     path("schema/", SpectacularAPIView.as_view(), name="schema"),

@@ -8,8 +8,9 @@ its first bytes: a new one is a new file in this folder.
 - `safetensors.py`  safetensors files in any order, with or without metadata
 - `npz.py`          numpy's zip archives, without pickle; `npy.py` reads one array's header
 - `zips.py`         opening a zip archive that may be hostile
-- `torch_save.py`   what torch.save writes; `torchscript.py` what torch.jit.save writes: both by
-                    `torch_archive/`, which runs nothing and needs no torch
+- `torch_save.py`   what torch.save writes; `torchscript.py` what torch.jit.save writes;
+                    `torch_export.py` what torch.export.save writes: all by `torch_archive/`,
+                    which runs nothing and needs no torch
 - `unread.py`       tells torch's archives from others, and names older files in the refusal
 - `canonical.py`    the one form that weights are kept in; `header.py` reads its JSON by strict rules
 - `writing.py`      canonical files, written in constant memory

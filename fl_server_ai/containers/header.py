@@ -28,7 +28,7 @@ def read_header(raw: bytes, limits: Limits) -> tuple[dict[str, dict[str, Any]], 
         raise BadContainer(f"the header is not UTF-8: {error.reason}") from error
     tensors: dict[str, dict[str, Any]] = {}
     metadata: dict[str, str] | None = None
-    reader = _Reader(text)
+    reader = Reader(text)
     for name in reader.each_key():
         if name == METADATA:
             if metadata is not None:
@@ -54,7 +54,7 @@ def check_name(name: str, limits: Limits) -> None:
         raise BadContainer(f"bad tensor name {name[:64]!r}")
 
 
-def _metadata(reader: "_Reader", limits: Limits) -> dict[str, str]:
+def _metadata(reader: "Reader", limits: Limits) -> dict[str, str]:
     found: dict[str, str] = {}
     for key in reader.each_key():
         value = reader.string()
@@ -68,7 +68,9 @@ def _metadata(reader: "_Reader", limits: Limits) -> dict[str, str]:
     return found
 
 
-class _Reader:
+class Reader:
+    """Reads a JSON text from its start, one key or entry at a time."""
+
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
@@ -108,8 +110,10 @@ class _Reader:
         self.at = found.end()
         return str(_loads(found.group()))
 
-    def entry(self, name: str) -> dict[str, Any]:
-        found = ENTRY.match(self.text, self.skip())
+    def entry(self, name: str, form: re.Pattern[str] = ENTRY, most: int = 4200) -> dict[str, Any]:
+        """An object that `form` matches, of at most so many characters."""
+        at = self.skip()
+        found = form.match(self.text, at, at + most)
         if found is None:
             raise BadContainer(f"tensor {name!r} is not described by a plain JSON object")
         self.at = found.end()

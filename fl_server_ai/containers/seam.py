@@ -13,7 +13,7 @@ from fl_server_ai.containers.unread import AGAIN, DAMAGED, torch_kind
 from fl_server_core.exceptions import BadContainer, TooLarge, UnknownContainer, Unusable
 
 HEAD = 256  # bytes that a container is known by
-READ_HERE = "safetensors, .npz, torch.save and TorchScript archives are read"
+READ_HERE = "safetensors, .npz, torch.save, TorchScript and torch.export archives are read"
 
 
 @dataclass(frozen=True)

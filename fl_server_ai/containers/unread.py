@@ -10,9 +10,10 @@ from fl_server_core.exceptions import BadContainer
 
 OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number it begins with
 
+EXPORTED = "a torch.export program (.pt2)"
 AGAIN = "load it with a current torch and save it again with torch.save(model.state_dict(), path)"
-DAMAGED = "a damaged torch.save or TorchScript archive"
-FIRST_ENTRY = re.compile(rb"PK\x03\x04.{26}[^/]+/(data\.pkl|data/0)", re.DOTALL)
+DAMAGED = "a damaged torch.save, TorchScript or torch.export archive"
+FIRST_ENTRY = re.compile(rb"PK\x03\x04.{26}[^/]+/(data\.pkl|data/0|data/weights/)", re.DOTALL)
 
 
 def torch_kind(head: bytes, path: Path) -> str | None:
@@ -33,7 +34,9 @@ def torch_kind(head: bytes, path: Path) -> str | None:
         damaged = FIRST_ENTRY.match(head)
         return DAMAGED if damaged else None
     if "archive_format" in names:
-        return "a torch.export program (.pt2), which is not read"
+        return EXPORTED
+    if "serialized_exported_program.json" in names:
+        return "a torch.export program (.pt2) in the layout before torch 2.8"
     if "model.json" in names:
         return "a TorchScript archive in the format before torch 1.4"
     if "constants.pkl" in names:

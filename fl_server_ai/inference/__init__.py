@@ -2,6 +2,7 @@
 
 - `tasks.py`    what Celery calls; imports no torch
 - `working.py`  one job: claim it, answer it, or say why not
+- `counting.py` statistics of a program
 - `draws.py`    which draws of the program a method needs, and with which weights
 - `pool.py`     this process's sandbox, made when it is first needed
 """

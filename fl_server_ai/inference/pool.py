@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from django.conf import settings
 
 from fl_server_ai.containers import Limits
+from fl_server_ai.sandbox.descriptions import Description
 from fl_server_ai.sandbox.parent import SandboxPool
 from fl_server_ai.sandbox.plans import Plan
 from fl_server_ai.sandbox.preparation import Preparation
@@ -40,6 +41,11 @@ class Sandbox:
         )
         return asked.result()
 
+    def describe(self, program: Program, shape: Sequence[int] | None) -> Description:
+        """Its layers; `SandboxPool.describe` says what it raises."""
+        timeout = settings.FL_INFERENCE_SECONDS
+        return self._thread.submit(self._pool.describe, program, shape, timeout=timeout).result()
+
     def close(self) -> None:
         self._pool.__exit__(None, None, None)
         self._thread.shutdown()
@@ -52,9 +58,18 @@ def predict(
     program: Program, tensor: RawTensor, plan: Plan, preparation: Preparation
 ) -> Sequence[RawTensor]:
     """Ask the sandbox of this process; from one thread at a time."""
+    return _sandbox().predict(program, tensor, plan, preparation)
+
+
+def describe(program: Program, shape: Sequence[int] | None) -> Description:
+    """Ask the sandbox of this process what a program is made of; from one thread at a time."""
+    return _sandbox().describe(program, shape)
+
+
+def _sandbox() -> Sandbox:
     if not _sandboxes or _sandboxes[0].owner != os.getpid():
         _sandboxes[:] = [Sandbox()]
-    return _sandboxes[0].predict(program, tensor, plan, preparation)
+    return _sandboxes[0]
 
 
 def close() -> None:

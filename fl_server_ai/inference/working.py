@@ -1,5 +1,6 @@
 """One worker, one question: claim it, run the program in the sandbox, store the answer or the refusal."""
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,11 +12,13 @@ from typing import Any
 from django.db import OperationalError
 
 from fl_server_ai.inference import pool
+from fl_server_ai.inference.counting import count
 from fl_server_ai.inference.draws import as_raw, as_tensor, draws_of, weights_of
 from fl_server_ai.inference.preprocessing import prepared_by
 from fl_server_ai.sandbox.plans import Drawn, Plain
 from fl_server_ai.sandbox.programs import Program
 from fl_server_ai.sandbox.tensors import RawTensor
+from fl_server_ai.services.calibration import BINS, LABELS, REPORT
 from fl_server_ai.services.inference_inputs import CALIBRATION, IMAGE, INPUT
 from fl_server_ai.services.leases import lease_kept
 from fl_server_ai.services.models import PROGRAMS, weights_open
@@ -24,9 +27,11 @@ from fl_server_ai.uncertainty import UNCERTAINTY, Kind, Method
 from fl_server_ai.uncertainty.answer import Answer
 from fl_server_ai.uncertainty.methods.ensemble import EnsembleOptions
 from fl_server_ai.uncertainty.options import parse_options
+from fl_server_ai.uncertainty.report import calibration_report
 from fl_server_ai.uncertainty.summary import Summary, plain_answer
 from fl_server_core.exceptions import Conflict, DomainError, Unavailable
 from fl_server_core.models import Blob, GlobalModel, InferenceJob, MeanMember
+from fl_server_core.models.inference import JobKind
 from fl_server_core.services.blobs import blob_discard
 from fl_server_core.services.inference import (
     job_claim,
@@ -47,7 +52,14 @@ def job_work(job_id: int) -> None:
         return
     with lease_kept(partial(job_renew, job=job)):
         try:
+            if job.kind == JobKind.STATISTICS:
+                count(job)
+                job_finish(job=job, data=None, file=None)
+                return
             notes: list[str] = []
+            if job.kind == JobKind.CALIBRATION:
+                _store(job, [_judged(job, notes)], notes)
+                return
             answer = _answer(job, notes)
             _store(job, [as_raw(t, name) for name, t in answer.tensors().items()], notes)
         except DomainError as error:
@@ -79,7 +91,7 @@ def _answer(job: InferenceJob, notes: list[str]) -> Answer:
         before, preparation = stack.enter_context(prepared_by(job.model, tensor))
         program = stack.enter_context(_program(job, job.model, job.weights, before))
         outputs = pool.predict(program, tensor, plan, preparation)
-    if method.kind == Kind.PLAIN:
+    if method.kind == Kind.PLAIN and job.kind == JobKind.ANSWER:
         return plain_answer(as_tensor(outputs[0]), method.options.task)
     summary = Summary(method.options)
     for output in outputs:
@@ -93,6 +105,15 @@ def _note_calibration(notes: list[str], layers: int) -> None:
             "CALIBRATION_UNUSED: the program has no BatchNorm layer with running statistics; "
             "calibration_input changed nothing"
         )
+
+
+def _judged(job: InferenceJob, notes: list[str]) -> RawTensor:
+    """The report as the bytes of a JSON text."""
+    given = unpacked(got(job.input_bytes, job.input_file))
+    labels = as_tensor(given[LABELS])
+    report = calibration_report(_answer(job, notes), labels, int(given[BINS].numpy()))
+    text = json.dumps(report, allow_nan=False).encode()
+    return RawTensor("U8", (len(text),), text, REPORT)
 
 
 def _mixture(job: InferenceJob, options: EnsembleOptions, tensor: RawTensor) -> Answer:

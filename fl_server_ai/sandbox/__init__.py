@@ -11,8 +11,9 @@
 - `programs.py`   what a program is; `plans.py` which draws it makes; `tensors.py` numbers without torch
 - `operators.py`  the static check of TorchScript against `allowed_operators.py`
 - `exported.py`   the static check of `torch.export` archives: no pickle, known operators, plain expressions
+- `describing.py` layers and parameters, in the child; `descriptions.py` checks what it says of them
 - `child.py`      the child's main, `pipes.py` its end; it alone imports torch, in `warming.py`, `loading.py`,
-                  `exported_loading.py` and `drawing.py`
+                  `exported_loading.py`, `describing.py` and `drawing.py`
 - `preparing.py`  an input before the program sees it, as `preparation.py` demands: `images.py` decodes PNG and JPEG,
                   `image_steps.py` carries out a pipeline
 - `lockdown.py`   what the child gives up, reported to the worker; `landlock.py`, `seccomp.py`, `system.py` how

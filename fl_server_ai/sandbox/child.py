@@ -54,9 +54,10 @@ def main() -> None:
 
 def serve(config: dict[str, Any], pipes: Pipes, file: BinaryIO) -> None:
     """Load the program when asked to, then predict as often as asked to."""
+    from fl_server_ai.sandbox.describing import describe
     from fl_server_ai.sandbox.drawing import predict
     from fl_server_ai.sandbox.loading import load
-    from fl_server_ai.sandbox.preparing import before_of, prepared
+    from fl_server_ai.sandbox.preparing import before_of
 
     model, before = None, None
     while True:
@@ -67,18 +68,25 @@ def serve(config: dict[str, Any], pipes: Pipes, file: BinaryIO) -> None:
                 model = load(config["kind"], file, config["demands"]["device"])
                 pipes.send({"loaded": True})
                 continue
-            if header["op"] != "predict":  # weights for a plan that has failed already
-                continue
-            count = header["inputs"]
-            inputs = prepared(header["preparation"], tensors[:count], before)
-            batch = header["preparation"] | {"image": False}  # for calibration, always tensors
-            others = [ready for t in tensors[count:] for ready in prepared(batch, [t], before)]
-            predict(model, header, inputs + others, pipes)
+            if header["op"] == "describe":
+                describe(model, header["shape"], pipes)
+            elif header["op"] == "predict":
+                predict(model, header, _ready(header, tensors, before), pipes)
+            # Anything else: weights for a plan that has failed already.
         except Exception as error:  # noqa: BLE001 - whatever a program raises, it is told to the worker
             pipes.send({"error": told(error)})
             continue
         if model.changed():
             model = load(config["kind"], file, config["demands"]["device"])
+
+
+def _ready(header: dict[str, Any], tensors: list[Any], before: Any) -> list[Any]:
+    """Inputs, then batches for calibration, which are never images, as the program is to see them."""
+    from fl_server_ai.sandbox.preparing import prepared
+
+    count, batch = header["inputs"], header["preparation"] | {"image": False}
+    inputs = prepared(header["preparation"], tensors[:count], before)
+    return inputs + [ready for t in tensors[count:] for ready in prepared(batch, [t], before)]
 
 
 def told(error: Exception) -> list[str]:

@@ -8,22 +8,23 @@ need are left out when the child reads the file (`exported_loading.py`), and nev
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
 from fl_server_ai.containers.limits import Limits
 from fl_server_ai.containers.torch_archive.archive import Archive, open_archive
+from fl_server_ai.containers.torch_archive.exports import (
+    CONFIGS,
+    MODEL,
+    MODEL_BYTES,
+    check_entries,
+    table_views,
+)
 from fl_server_ai.containers.torch_archive.scripts import ForbiddenOperator
 from fl_server_ai.sandbox.operators import NAMESPACES, NEXT
 from fl_server_core.exceptions import BadContainer
 
-MODEL = "models/model.json"
-CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
-PLAIN = frozenset({"archive_format", "archive_version", "byteorder", ".data/version"})
-NUMBERS = re.compile(r"data/(?:weights/weight|constants/tensor)_\d{1,6}")
-IGNORED = re.compile(r"data/sample_inputs/model\.pt|\.data/serialization_id|extra/[^\0]*")
-MODEL_BYTES = 64 * 2**20
 DEEPEST = 60  # JSON within JSON
 
 IDENTIFIER = re.compile(r"[A-Za-z_][\w.]*", re.ASCII)
@@ -50,36 +51,16 @@ _FUNCTIONS = """FloorDiv ModularIndexing Where PythonMod Mod CleanDiv CeilToInt 
     positive nonnegative negative zero real finite precision evaluate Equality Unequality
     StrictLessThan LessThan StrictGreaterThan GreaterThan true false"""
 FUNCTIONS = frozenset(_FUNCTIONS.split())
-CONTAINERS = frozenset({"builtins.tuple", "builtins.list", "builtins.dict", None})
-
-
-class PickledEntry(BadContainer):
-    """An entry that torch would unpickle, which can run any code."""
-
-    code = "PICKLED_ENTRY"
+TREES = frozenset({"builtins.tuple", "builtins.list", "builtins.dict", None})
 
 
 def check_exported(path: Path, limits: Limits) -> None:
     """Raise `PickledEntry`, `ForbiddenOperator`, or `BadContainer` for what `torch.export.save` doesn't write."""
     with open_archive(path, limits) as archive:
-        for name, entry in archive.entries.items():
-            if not (
-                name in PLAIN
-                or name in CONFIGS
-                or name == MODEL
-                or NUMBERS.fullmatch(name)
-                or IGNORED.fullmatch(name)
-            ):
-                raise PickledEntry(
-                    f"the archive's entry {name[:80]!r} is none that is read here: torch would unpickle it or "
-                    "run it; export plain tensors only, with torch.export.save of torch 2.8 or later"
-                )
-            if not entry.stored:
-                raise BadContainer(f"{name[:80]!r} is compressed; torch stores it as it is")
+        check_entries(archive)
+        weights, _ = (table_views(archive, name) for name in CONFIGS)
         model = _json(archive, MODEL)
-        configs = [_json(archive, name) for name in CONFIGS]
-    for config in configs:
-        _check_payloads(config)
+    _check_signature(model, weights)
     for key, value in _members(model):
         check = CHECKS.get(key)
         if check is not None and value is not None:
@@ -109,21 +90,19 @@ def _members(value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
             yield from _members(member, depth + 1)
 
 
-def _check_payloads(config: Any) -> None:
-    entries = config.get("config") if isinstance(config, dict) else None
-    if not isinstance(entries, dict):
-        raise BadContainer("the archive doesn't say which entry holds which tensor")
-    for name, entry in entries.items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("path_name"), str):
-            raise BadContainer(f"the archive doesn't say where {name[:64]!r} lies")
-        if entry.get("use_pickle") is not False:
-            raise PickledEntry(
-                f"{name[:64]!r} is stored as a pickle (use_pickle); export plain tensors only"
-            )
-        if not re.fullmatch(r"(?:weight|tensor)_\d{1,6}", entry["path_name"], re.ASCII):
-            raise PickledEntry(
-                f"{name[:64]!r} lies in {entry['path_name'][:64]!r}, which torch would unpickle"
-            )
+def _check_signature(model: Any, weights: Container[str]) -> None:
+    """What the graph takes for its state must be what the archive holds as weights, or it would not load."""
+    try:
+        inputs = model["graph_module"]["signature"]["input_specs"]
+        for spec in inputs:
+            held = spec.get("parameter") or spec.get("buffer") or {}
+            name = held.get("parameter_name") or held.get("buffer_name")
+            if name is not None and held.get("persistent", True) and name not in weights:
+                raise BadContainer(
+                    f"the graph uses {str(name)[:64]!r}, which is none of the weights"
+                )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadContainer("the program has no signature as torch writes it") from error
 
 
 def _check_target(value: Any) -> None:
@@ -161,7 +140,7 @@ def _check_tree(value: Any) -> None:
     except (TypeError, ValueError, RecursionError) as error:
         raise BadContainer("the program's inputs or outputs are not described by JSON") from error
     for key, member in _members(tree):
-        if key == "type" and member not in CONTAINERS:
+        if key == "type" and member not in TREES:
             raise BadContainer(
                 f"inputs and outputs are tuples, lists and dicts of tensors, no {str(member)[:64]}"
             )

@@ -31,6 +31,12 @@ class Model(Protocol):
     def read(self) -> list[float]:
         """Of each BatchNorm layer: the share of a batch's statistics that it writes."""
 
+    def layers(self) -> list[tuple[str, str]]:
+        """Dotted path and class of each layer, as far as they are known; the model itself is ""."""
+
+    def parameters(self) -> list[tuple[str, Tensor]]:
+        """By name; those that are tied occur under each of theirs."""
+
     def state(self) -> dict[str, Tensor]: ...
 
     def changed(self) -> bool:
@@ -87,6 +93,13 @@ class ScriptModel(Versions):
     def read(self) -> list[float]:
         # Without momentum a layer averages over all batches, of which there is always one here.
         return [1.0 if layer.momentum is None else layer.momentum for layer in self._norms()]
+
+    def layers(self) -> list[tuple[str, str]]:
+        modules = self.module.named_modules(remove_duplicate=False)
+        return [(path, str(getattr(module, "original_name", ""))) for path, module in modules]
+
+    def parameters(self) -> list[tuple[str, Tensor]]:
+        return list(self.module.named_parameters(remove_duplicate=False))
 
     def _norms(self) -> Iterator[Any]:
         for layer in self._named(BATCH_NORM):

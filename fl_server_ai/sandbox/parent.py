@@ -7,12 +7,13 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from fl_server_ai.containers.limits import Limits
+from fl_server_ai.sandbox.descriptions import Description, parsed_description
 from fl_server_ai.sandbox.plans import Dropout, Plan
 from fl_server_ai.sandbox.preparation import Preparation
 from fl_server_ai.sandbox.process import CPU_SECONDS, MOST_DRAWS, Child, Settings
@@ -22,6 +23,7 @@ from fl_server_core.exceptions import Invalid
 
 log = logging.getLogger("fl.celery")
 
+T = TypeVar("T")
 Key = tuple[str, str, str, str, str]
 
 
@@ -78,6 +80,19 @@ class SandboxPool:
         """
         if isinstance(plan, Dropout) and not 1 <= plan.draws <= MOST_DRAWS:
             raise Invalid(f"from 1 to {MOST_DRAWS:,} draws, not {plan.draws}")
+        ready = preparation or Preparation()
+        return self._asked(
+            program, timeout, lambda c, end: c.predict(tuple(inputs), plan, end, ready)
+        )
+
+    def describe(
+        self, program: Program, shape: Sequence[int] | None = None, *, timeout: float = 30.0
+    ) -> Description:
+        """Layers and parameters; with `shape`, also what one run with zeros of it shows. Raises as `predict`."""
+        text = self._asked(program, timeout, lambda c, end: c.describe(list(shape or ()), end))
+        return parsed_description(bytes(text.data))
+
+    def _asked(self, program: Program, timeout: float, ask: Callable[[Child, float], T]) -> T:
         with self._lock:
             before = program.before.digest if program.before else ""
             key = (program.digest, program.kind, self._settings.device, program.tenant, before)
@@ -86,7 +101,7 @@ class SandboxPool:
             try:
                 if not child.loaded:
                     child.load(deadline)
-                return child.predict(tuple(inputs), plan, deadline, preparation or Preparation())
+                return ask(child, deadline)
             except BaseException:
                 if not child.loaded or not child.usable:
                     self._drop(key)

@@ -41,6 +41,7 @@ CPU_SECONDS = 3600  # of a child's life; see `SandboxPool`
 GRACE = 2.0  # seconds that a child whose pipe is closed has to end
 TEXT = 600
 MOST_DRAWS = 10_000
+DESCRIPTION = 16 * 2**20  # bytes
 UNPRINTABLE = re.compile(r"[^\x20-\x7e\n\u00a0-\ud7ff]+")
 PATHS = re.compile(r"/(?:[\w.+-]+/)+")
 # What the child may say about the program; its word is not taken for anything else.
@@ -155,6 +156,15 @@ class Child:
             if isinstance(plan, Drawn) and plan.calibration and plan.calibrated:
                 plan.calibrated(_layers(ended))
             return outputs
+
+    def describe(self, shape: list[int], deadline: float) -> RawTensor:
+        """The bytes of a JSON text; a child's word, to be checked."""
+        with self._watched():
+            self.channel.send({"op": "describe", "shape": shape}, [], deadline)
+            found = self._answer("described", deadline, DESCRIPTION)
+            if len(found) != 1:
+                raise BadFrame("a description is one tensor")
+            return found[0]
 
     def kill(self) -> None:
         """End it, whatever it does, and wait until it has."""

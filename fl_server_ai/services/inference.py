@@ -1,7 +1,7 @@
 """Asking a model: who may, with which weights, by which method; the answer comes from a worker."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from fl_server_ai.uncertainty.options import CommonOptions, merge_options
 from fl_server_core.exceptions import Conflict, Invalid, NotFound, Unusable
 from fl_server_core.lifecycle import EventState
 from fl_server_core.models import Blob, GlobalModel, InferenceJob, LocalModel, Training, User
+from fl_server_core.models.inference import JobKind
 from fl_server_core.models.trainings import UncertaintyMethod
 from fl_server_core.models.weights import ModelType
 from fl_server_core.selectors import get_visible, local_models_visible_to, models_visible_to
@@ -33,8 +34,10 @@ from fl_server_core.services.inference import job_create
 from fl_server_core.services.moments import combined_moments
 
 UPLOAD = (
-    "upload it as TorchScript: torch.jit.save(torch.jit.script(model), 'model.pt'), and that file as "
-    "model_file of POST models/"
+    "upload it as a torch.export program: torch.export.save(torch.export.export(model.eval(), (example,), "
+    "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)), 'model.pt2') with an example of two rows; or as "
+    "TorchScript: torch.jit.save(torch.jit.script(model), 'model.pt'); and that file as model_file of "
+    "POST models/"
 )
 ENDED = (EventState.DONE, EventState.FAILED)
 FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.05
@@ -161,6 +164,8 @@ def inference_ask(
     options: CommonOptions,
     return_format: str,
     calibration: RawTensor | None = None,
+    kind: str = JobKind.ANSWER,
+    more: Sequence[RawTensor] = (),
 ) -> InferenceJob:
     """Store the question and hint at it; `Invalid` (INPUT_SHAPE) if the model can't take the input.
 
@@ -186,12 +191,12 @@ def inference_ask(
             f"{waiting} of your questions wait for an answer; ask again when some have one",
             code="TOO_MANY_QUESTIONS",
         )
-    data, file = put(packed(given))
+    data, file = put(packed([*given, *more]))
     try:
         with transaction.atomic():
             job = job_create(
                 user=user, model=subject.model, local_model=subject.local, weights=subject.weights,
-                method=method, options=asdict(options), return_format=return_format,
+                kind=kind, method=method, options=asdict(options), return_format=return_format,
                 data=data, file=file,
             )  # fmt: skip
             dispatch_inference(job.pk)

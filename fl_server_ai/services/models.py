@@ -28,7 +28,7 @@ from fl_server_core.storage import local_path, out_of_space
 
 SAFETENSORS = "safetensors"
 # Containers that hold a program, and what the sandbox calls it.
-PROGRAMS: Mapping[str, Kind] = {"torchscript": "torchscript"}
+PROGRAMS: Mapping[str, Kind] = {"torchscript": "torchscript", "torch_export": "exported"}
 
 
 @dataclass(frozen=True)

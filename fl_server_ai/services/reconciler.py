@@ -24,6 +24,7 @@ from fl_server_core.services.blobs import (
     blobs_doom_unreferenced,
     files_sweep,
 )
+from fl_server_core.services.statistics import statistics_delete_unused
 from fl_server_core.services.trainings import training_locked
 from fl_server_core.services.uploads import uploads_delete_expired
 
@@ -121,6 +122,7 @@ def _housekeeping() -> None:
     IdempotencyKey.objects.filter(created_at__lt=day_ago).delete()
     inference.jobs_delete_old()
     uploads_delete_expired()
+    statistics_delete_unused()
     blobs_doom_unreferenced()
     removed = files_sweep()
     if removed:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.db.models.functions import Length
 from django.http import HttpRequest
 
@@ -12,6 +12,7 @@ from fl_server_core.models import (
     IdempotencyKey,
     LocalModel,
     Metric,
+    ModelStatistics,
     Notification,
     Round,
     SwagMoments,
@@ -152,6 +153,24 @@ class SwagMomentsAdmin(HistoryAdmin[SwagMoments]):
     @admin.display(description="round", ordering="round__number")
     def round_number(self, moments: SwagMoments) -> int:
         return moments.round.number
+
+
+@admin.register(ModelStatistics)
+class ModelStatisticsAdmin(HistoryAdmin[ModelStatistics]):
+    list_display = ("key", "counted", "created_at")
+    list_filter = ("created_at",)
+    search_fields = ("key", "of_models__name", "=of_models__id")
+    ordering = ("-created_at",)
+    date_hierarchy = "created_at"
+    fields = ("key", "result", "job", "created_at", "id")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[ModelStatistics]:
+        """Without the results, which may be long; their own page has them."""
+        return super().get_queryset(request).annotate(done=Q(result__isnull=False)).defer("result")
+
+    @admin.display(description="counted", boolean=True)
+    def counted(self, row: ModelStatistics) -> bool:
+        return bool(row.done)  # type: ignore[attr-defined]
 
 
 class MeasuredBy(admin.SimpleListFilter):

@@ -6,6 +6,7 @@ from typing import Any
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from fl_server_ai.services.calibration import MOST_BINS
 from fl_server_ai.services.inference_inputs import DTYPES
 from fl_server_api.parsers import strict_json
 from fl_server_api.serializers.common import Input, Text
@@ -82,6 +83,62 @@ class InferenceForm(InferenceInput):
     calibration_input = serializers.FileField(  # type: ignore[assignment]
         required=False, allow_empty_file=True
     )
+
+
+class CalibrationInput(Input):
+    """A labelled batch; all else as for an inference."""
+
+    guards_typos = True
+
+    model_input = Numbers()
+    labels = serializers.ListField(
+        child=serializers.JSONField(help_text="A whole number."),
+        help_text="The class of each sample, from 0.",
+    )
+    dtype = serializers.ChoiceField(
+        sorted(DTYPES), required=False, help_text="Of nested lists; float32 if left out."
+    )
+    uncertainty_method = Text(
+        required=False, max_length=64, help_text="The training's if left out; NONE without one."
+    )
+    options = Options(required=False, default=dict)
+    bins = serializers.IntegerField(
+        default=15, min_value=1, max_value=MOST_BINS, help_text="Of equal width, for the ECE."
+    )
+
+
+class CalibrationForm(CalibrationInput):
+    """The same with two files of one tensor each: safetensors, .npz or torch.save."""
+
+    model_input = serializers.FileField(allow_empty_file=True)  # type: ignore[assignment]
+    labels = serializers.FileField(allow_empty_file=True)  # type: ignore[assignment]
+
+
+class BinOutput(serializers.Serializer[Any]):
+    """`confidence` and `accuracy` are means, null without samples."""
+
+    low = serializers.FloatField()
+    high = serializers.FloatField()
+    count = serializers.IntegerField()
+    confidence = serializers.FloatField(allow_null=True)
+    accuracy = serializers.FloatField(allow_null=True)
+
+
+class CalibrationOutput(serializers.Serializer[Any]):
+    """How right the probabilities are (arXiv:1706.04599), and whether doubt finds the errors."""
+
+    job_id = serializers.IntegerField()
+    state = serializers.CharField(help_text="done")
+    samples = serializers.IntegerField()
+    accuracy = serializers.FloatField()
+    ece = serializers.FloatField(help_text="Expected calibration error, over the bins.")
+    nll = serializers.FloatField(help_text="Mean of -log p(label), in nats.")
+    brier = serializers.FloatField(help_text="Mean squared error summed over classes, 0 to 2.")
+    auroc = serializers.FloatField(
+        allow_null=True, help_text="Of error detection; null without both errors and hits."
+    )
+    ranked_by = serializers.ChoiceField(["predictive_entropy", "confidence"])
+    bins = BinOutput(many=True)
 
 
 class InferenceOutput(serializers.Serializer[Any]):

@@ -109,12 +109,14 @@ ANY_MODEL = PolymorphicProxySerializer(
 
 
 class MetadataOutput(GlobalModelOutput):
-    """`stats` is null where the model's program is not known."""
+    """`stats` is null unless `stats_state` is done; what can't be known of a layer is null in it."""
 
     stats = serializers.JSONField(allow_null=True)
+    stats_state = serializers.ChoiceField(["done", "pending", "failed", "none"])
+    stats_error = serializers.CharField(allow_null=True, help_text="Why it failed, or is none.")
 
     class Meta(GlobalModelOutput.Meta):
-        fields = [*GlobalModelOutput.Meta.fields, "stats"]
+        fields = [*GlobalModelOutput.Meta.fields, "stats", "stats_state", "stats_error"]
 
 
 class VersionOutput(serializers.ModelSerializer[ModelVersion]):

@@ -46,6 +46,7 @@ from fl_server_api.views.base import View, answers, parsed
 from fl_server_core.exceptions import Invalid
 from fl_server_core.lifecycle import EventState
 from fl_server_core.models import InferenceJob
+from fl_server_core.models.inference import JobKind
 from fl_server_core.selectors import get_visible, inference_jobs_visible_to
 from fl_server_core.services.inference import job_error
 from fl_server_core.storage import staging_path
@@ -96,7 +97,7 @@ class InferencesView(View):
             return {"job_id": job.pk}
 
         job = get_visible(inference_jobs_visible_to(user), once(request, act)["job_id"])
-        return _told(request, _waited(job), return_format)
+        return _told(request, waited(job), return_format)
 
 
 class InferenceView(View):
@@ -109,7 +110,8 @@ class InferenceView(View):
     )
     def get(self, request: Request, pk: str) -> HttpResponseBase:
         """What the POST would have answered: the answer, its refusal, or 202 while there is none."""
-        job = get_visible(inference_jobs_visible_to(caller(request)), pk)
+        jobs = inference_jobs_visible_to(caller(request)).filter(kind=JobKind.ANSWER)
+        job = get_visible(jobs, pk)
         wanted = request.query_params.get("format", job.return_format)
         if wanted not in FORMATS:
             raise Invalid(f"format is one of {', '.join(FORMATS)}", code="BAD_FORMAT")
@@ -122,7 +124,7 @@ def _read(given: Any, dtype: str | None) -> RawTensor:
     return input_from_json(given, dtype)
 
 
-def _waited(job: InferenceJob) -> InferenceJob:
+def waited(job: InferenceJob) -> InferenceJob:
     if not _places.acquire(blocking=False):
         return job
     try:
@@ -131,15 +133,23 @@ def _waited(job: InferenceJob) -> InferenceJob:
         _places.release()
 
 
-def _told(request: Request, job: InferenceJob, wanted: str) -> HttpResponseBase:
+def unfinished(request: Request, job: InferenceJob, route: str) -> Response | None:
+    """202 with where to ask again; None once there is an answer. A refusal is raised as it was."""
     if job.state == EventState.FAILED:
         raise job_error(job)
+    if job.state == EventState.DONE:
+        return None
+    prefix = "/api/v1" if request.path.startswith("/api/v1/") else "/api"
+    url = f"{prefix}/{route}/{job.pk}/"
+    headers = {"Location": url, "Retry-After": "1"}
+    return Response({"job_id": job.pk, "state": job.state, "url": url}, status=202, headers=headers)
+
+
+def _told(request: Request, job: InferenceJob, wanted: str) -> HttpResponseBase:
+    waits = unfinished(request, job, "inference")
+    if waits is not None:
+        return waits
     about = {"job_id": job.pk, "state": job.state}
-    if job.state != EventState.DONE:
-        prefix = "/api/v1" if request.path.startswith("/api/v1/") else "/api"
-        url = f"{prefix}/inference/{job.pk}/"
-        headers = {"Location": url, "Retry-After": "1"}
-        return Response({**about, "url": url}, status=202, headers=headers)
     data = inference_answer(job)
     if wanted == "json":
         body = encoded({**about, **inference_json(data), "notes": job.notes})

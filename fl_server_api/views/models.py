@@ -17,6 +17,7 @@ from fl_server_ai.services.models import (
 )
 from fl_server_ai.services.moments import model_moments, moments_submit
 from fl_server_ai.services.preprocessing import PIPELINE, kind_of, preprocessing_upload
+from fl_server_ai.services.statistics import model_statistics
 from fl_server_ai.services.updates import (
     metrics_submit,
     update_from_upload,
@@ -92,7 +93,7 @@ class ModelsView(View):
         responses=answers({201: ModelCreated}, 400, 404, 409, 415, 422, 507),
     )
     def post(self, request: Request) -> Response:
-        """Upload a model: safetensors, .npz, torch.save or TorchScript; or make an ensemble of some (MEAN)."""
+        """Upload a model: safetensors, .npz, torch.save, TorchScript, torch.export; or an ensemble of some (MEAN)."""
         body = parsed(ModelInput, request)
         if body["type"] == "MEAN":
             return create_once(request, lambda: _mean(request, body))
@@ -252,13 +253,17 @@ class MetadataView(View):
 
     @extend_schema(operation_id="models_metadata", responses=answers({200: MetadataOutput}, 404))
     def get(self, request: Request, pk: str) -> Response:
-        """The model's fields; `stats` is null, because its program is not known here."""
+        """The model's fields and `stats`: parameters, sizes and multiply-adds per layer.
+
+        Those of a program are counted by a worker when somebody first asks: ask again while `stats_state` is pending.
+        """
+        user = caller(request)
         local = _local_or_none(request, pk)
-        if local is not None:
-            return Response({**LocalModelOutput(local).data, "stats": None})
-        model = get_visible(models_visible_to(caller(request)), pk)
-        model.stats = None  # type: ignore[attr-defined]
-        return Response(MetadataOutput(model).data)
+        model = local.training.model if local else get_visible(models_visible_to(user), pk)
+        found = model_statistics(model=model, user=user)
+        fields = (LocalModelOutput(local) if local else GlobalModelOutput(model)).data
+        told = {"stats": found.stats, "stats_state": found.state, "stats_error": found.error}
+        return Response({**fields, **told})
 
 
 class MetricsView(View):

@@ -7,6 +7,7 @@ from fl_server_core.models.metrics import Metric
 from fl_server_core.models.moments import SwagMoments
 from fl_server_core.models.notifications import Notification
 from fl_server_core.models.rounds import LocalModel, Round, Task
+from fl_server_core.models.statistics import ModelStatistics
 from fl_server_core.models.trainings import Participant, Training
 from fl_server_core.models.uploads import Upload
 from fl_server_core.models.users import ApiToken, User
@@ -21,6 +22,7 @@ __all__ = [
     "LocalModel",
     "MeanMember",
     "Metric",
+    "ModelStatistics",
     "ModelVersion",
     "Notification",
     "Participant",

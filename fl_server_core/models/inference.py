@@ -8,8 +8,16 @@ from fl_server_core.models.rounds import LocalModel
 from fl_server_core.models.weights import Blob, GlobalModel
 
 
+class JobKind(models.TextChoices):
+    """What a worker is asked for."""
+
+    ANSWER = "answer"  # a prediction
+    CALIBRATION = "calibration"  # predictions judged by labels
+    STATISTICS = "statistics"  # what the model is made of; no inputs
+
+
 class InferenceJob(models.Model):
-    """One prediction. Inputs and results are canonical safetensors: small ones in the row, others as files."""
+    """One question to a model. Inputs and results are canonical safetensors: small ones in the row, others as files."""
 
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="inference_jobs"
@@ -23,6 +31,7 @@ class InferenceJob(models.Model):
     weights = models.ForeignKey(
         Blob, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )
+    kind = models.CharField(max_length=16, choices=JobKind, default=JobKind.ANSWER)
     method = models.CharField(max_length=64)
     options = models.JSONField(default=dict)  # all of the method's, defaults filled in
     return_format = models.CharField(max_length=16)

@@ -58,6 +58,13 @@ class GlobalModel(models.Model):
     preprocessing = models.ForeignKey(
         Blob, on_delete=models.PROTECT, null=True, blank=True, related_name="preprocessing_of"
     )
+    statistics = models.ForeignKey(
+        "ModelStatistics",
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="of_models",
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

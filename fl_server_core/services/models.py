@@ -59,6 +59,7 @@ def model_clone(*, model: GlobalModel, owner: User) -> GlobalModel:
         preprocessing=model.preprocessing,
         template=model.template,
         ties=model.ties,
+        statistics=model.statistics,
     )
     return _first_version(copy, version.blob, parent=version)
 

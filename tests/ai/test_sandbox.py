@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fl_server_ai.sandbox.errors import NoDropout, ProgramFailed
+from fl_server_ai.sandbox.errors import InputShape, NoDropout, ProgramFailed
 from fl_server_ai.sandbox.parent import SandboxPool
 from fl_server_ai.sandbox.plans import Drawn, Dropout, Plain
 from fl_server_ai.sandbox.programs import Kind, Program
@@ -356,9 +356,11 @@ def test_a_programs_error_is_told_without_controls_and_folders(
 
 
 def test_wrong_shapes_fail_with_the_programs_own_words(pool: SandboxPool, known: Program) -> None:
-    with pytest.raises(ProgramFailed, match=r"shape|size|channels"):
+    with pytest.raises((ProgramFailed, InputShape), match=r"shape|size|channels") as caught:
         pool.predict(known, [raw(torch.zeros(1, 2, 8, 8))], Plain())
 
+    assert isinstance(caught.value, InputShape) == (known.kind == "exported")
+    assert "DYNAMIC" not in caught.value.detail  # it was not the batch that was wrong
     assert pool.predict(known, [raw(images())], Plain())
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from fl_server_ai.containers.limits import Limits
+from fl_server_ai.containers.torch_archive.exports import MODEL, PickledEntry
 from fl_server_ai.containers.torch_archive.scripts import ForbiddenOperator
-from fl_server_ai.sandbox.exported import MODEL, PickledEntry, check_exported
+from fl_server_ai.sandbox.exported import check_exported
 from fl_server_ai.sandbox.exported_loading import load_exported
 from fl_server_core.exceptions import BadContainer
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fl_server_ai.containers.torch_archive.exports import PickledEntry
 from fl_server_ai.containers.torch_archive.scripts import ForbiddenOperator
 from fl_server_ai.sandbox.errors import (
     ProgramFailed,
@@ -20,7 +21,6 @@ from fl_server_ai.sandbox.errors import (
     SandboxTimeout,
     SandboxUnavailable,
 )
-from fl_server_ai.sandbox.exported import PickledEntry
 from fl_server_ai.sandbox.parent import SandboxPool
 from fl_server_ai.sandbox.plans import Drawn, Dropout, Plain
 from fl_server_ai.sandbox.process import Child, Settings

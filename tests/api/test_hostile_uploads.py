@@ -26,6 +26,8 @@ FEW = [
     "a tensor longer than its storage",
     "a script that says torch.save",
     "a script that calls os.system",
+    "an export whose weights are a pickle",
+    "an export with compiled code",
     "safetensors with overlapping tensors",
     "npz of pickled objects",
 ]

@@ -10,6 +10,7 @@ from django.urls import URLPattern
 
 from fl_server_api.urls import urlpatterns
 from fl_server_core.models import ApiToken
+from fl_server_core.models.inference import JobKind
 from fl_server_core.services.inference import job_create
 from fl_server_core.services.uploads import upload_create
 from tests.scenes import Scene, person, scene
@@ -57,6 +58,8 @@ ALLOWED: dict[str, dict[str, set[str]]] = {
         "patch": {"participant"},
         "delete": {"participant"},
     },
+    "models/<str:pk>/calibration/": {"post": INSIDE},
+    "calibrations/<str:pk>/": {"get": {"participant"}},
     "inference/": {"post": ALL},
     "inference/<str:pk>/": {"get": {"participant"}},
     "aggregators/": {"get": ALL},
@@ -96,9 +99,14 @@ def world(login) -> dict[str, Any]:
         user=people["participant"], model=running.model, weights=None, method="NONE",
         return_format="json", data=b"", file=None,
     )  # fmt: skip
+    judged = job_create(
+        user=people["participant"], model=running.model, weights=None, method="NONE",
+        kind=JobKind.CALIBRATION, return_format="json", data=b"", file=None,
+    )  # fmt: skip
     return {
         "clients": clients,
         "inference": question.pk,
+        "calibrations": judged.pk,
         "uploads": upload_create(owner=people["participant"], length=1).pk,
         "users": people["participant"].pk,
         "users/myself/tokens": token.pk,

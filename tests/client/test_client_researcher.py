@@ -62,6 +62,25 @@ def test_name_and_password_serve_for_the_first_contact(server: FakeServer) -> No
     assert server.asked[0].headers["Authorization"] == "Basic YWRhOnB3"
 
 
+def test_a_calibration_report_is_waited_for(
+    fl: Connection, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fl_client.models.time.sleep", lambda seconds: None)
+    waiting = {"job_id": 7, "state": "pending", "url": "/api/calibrations/7/"}
+    later = [waiting, {"job_id": 7, "state": "done", "ece": 0.25}]
+    server.routes["POST", "/api/models/m/calibration/"] = lambda asked: Reply(202, waiting)
+    server.routes["GET", "/api/calibrations/7/"] = lambda asked: Reply(body=later.pop(0))
+    inputs, labels = np.zeros((2, 3), np.float32), np.array([0, 1])
+
+    report = fl.models.calibration("m", inputs, labels, method="MC_DROPOUT", N=20, output="logits")
+
+    assert report["ece"] == 0.25
+    form = server.asked[0].body
+    for part in (b"MC_DROPOUT", b'{"uncertainty": {"N": 20, "output": "logits"}}', b"15"):
+        assert part in form
+    assert {asked.path for asked in server.asked[1:]} == {"/api/calibrations/7/"}
+
+
 def test_arrays_are_uploaded_as_safetensors(fl: Connection, server: FakeServer) -> None:
     server.routes["POST", "/api/models/"] = lambda asked: created(model_id="m2")
     weights = {"w": np.arange(3.0)}

@@ -17,6 +17,7 @@ from fl_server_ai.containers.torch_archive.archive import (
     checked_blocks,
     open_archive,
 )
+from fl_server_ai.containers.torch_archive.exports import FORMAT, exported_views
 from fl_server_ai.containers.torch_archive.names import named_views, of_module, of_saved
 from fl_server_ai.containers.torch_archive.pickles import interpret
 from fl_server_ai.containers.torch_archive.scripts import Classes
@@ -66,20 +67,23 @@ def open_weights(path: Path, limits: Limits) -> Iterator[Weights]:
         order = archive.read("byteorder", 16) if "byteorder" in archive.entries else b"little"
         if order != b"little":
             raise BadContainer("the file was written on a big-endian machine; convert it first")
-        program = interpret(archive.read("data.pkl", limits.pickle_bytes))
-        if "constants.pkl" in archive.entries:
-            interpret(archive.read("constants.pkl", limits.pickle_bytes))
-            classes = Classes(archive)
-            found = of_module(classes.root(program), classes.members)
-        else:
-            found = of_saved(program)
-        weights = Weights(archive, named_views(found, archive))
+        views = exported_views(archive) if FORMAT in archive.entries else _pickled_views(archive)
+        weights = Weights(archive, views)
         unpacked = sum(view.nbytes for view in weights.views.values())
         packed = path.stat().st_size
         # Views may repeat numbers: a kilobyte could spell a terabyte.
         if unpacked > min(limits.file_bytes, max(limits.npz_free, limits.npz_ratio * packed)):
             raise TooLarge(f"{packed:,} bytes hold tensors of {unpacked:,} bytes")
         yield weights
+
+
+def _pickled_views(archive: Archive) -> dict[str, View]:
+    program = interpret(archive.read("data.pkl", archive.limits.pickle_bytes))
+    if "constants.pkl" in archive.entries:
+        interpret(archive.read("constants.pkl", archive.limits.pickle_bytes))
+        classes = Classes(archive)
+        return named_views(of_module(classes.root(program), classes.members), archive)
+    return named_views(of_saved(program), archive)
 
 
 def view_blocks(weights: Weights, name: str) -> Iterator[bytes | memoryview]:

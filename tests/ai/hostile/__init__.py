@@ -9,6 +9,7 @@
 - `archives.py`  the zip around them
 - `tensors.py`   storages, shapes, strides, names
 - `scripts.py`   TorchScript
+- `exports.py`   programs of torch.export
 - `headers.py`   safetensors
 - `npz.py`       numpy's archives
 - `watched.py`   a process that reads them all and records what else it does
@@ -18,6 +19,7 @@
 from tests.ai.hostile import (
     archives,
     doubles,
+    exports,
     gadgets,
     headers,
     npz,
@@ -36,6 +38,7 @@ __all__ = [
     "HostileFile",
     "archives",
     "doubles",
+    "exports",
     "gadgets",
     "headers",
     "npz",
