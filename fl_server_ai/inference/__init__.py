@@ -3,5 +3,6 @@
 - `tasks.py`    what Celery calls; imports no torch
 - `working.py`  one job: claim it, answer it, or say why not
 - `draws.py`    which draws of the program a method needs, and with which weights
+- `files.py`    the programs' files, open while they are asked often
 - `pool.py`     this process's sandbox, made when it is first needed
 """

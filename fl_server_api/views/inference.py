@@ -124,7 +124,7 @@ def _read(given: Any, dtype: str | None) -> RawTensor:
 
 def _waited(job: InferenceJob) -> InferenceJob:
     if not _places.acquire(blocking=False):
-        return job
+        return inference_wait(job=job, seconds=0)
     try:
         return inference_wait(job=job, seconds=settings.FL_INFERENCE_WAIT)
     finally:
