@@ -65,12 +65,12 @@ class Site(fl_client.Client):
 
 
 @contextlib.contextmanager
-def server(tree: Path, folder: Path) -> Iterator[tuple[httpx.Client, dict[str, str]]]:
+def server(tree: Path, folder: Path, threads: int) -> Iterator[tuple[httpx.Client, dict[str, str]]]:
     """A connection to a server, and the id of the model to ask by each method."""
     port = free_port()
     env = environment(
         DJANGO_SETTINGS_MODULE="fl_server.settings.embedded", FL_DATA_DIR=str(folder / "data"),
-        FL_OPEN_REGISTRATION="1",
+        FL_OPEN_REGISTRATION="1", FL_INFERENCE_THREADS=str(threads),
     )  # fmt: skip
     command = [sys.executable, "manage.py", "serve", "--port", str(port)]
     with started(command, env=env, log=folder / "log", cwd=tree) as process:
@@ -84,7 +84,11 @@ def server(tree: Path, folder: Path) -> Iterator[tuple[httpx.Client, dict[str, s
             models = [upload(http, network(seed + 1)) for seed in range(MEMBERS)]
             with fl_client.connect(url, token=token) as fl:
                 training = fl.trainings.create(
-                    model=models[0], rounds=1, clients=[site["id"]], uncertainty_method="SWAG"
+                    model=models[0],
+                    rounds=1,
+                    clients=[site["id"]],
+                    uncertainty_method="SWAG",
+                    options={"skip_model_tests": True},
                 )
                 training.start()
                 fl_client.run(Site(), url=url, token=site["token"], workdir=folder / "site")
@@ -142,6 +146,9 @@ def question(http: httpx.Client, model: str, method: str, body: bytes) -> Callab
 
     def ask() -> None:
         answer = http.post("/inference/", data=form, files={"model_input": body})
+        while answer.status_code == 202:  # the first one starts a process
+            time.sleep(0.05)
+            answer = http.get(answer.json()["url"].removeprefix("/api"))
         assert answer.status_code == 200, answer.text
 
     return ask
@@ -152,9 +159,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=100, help="of single images")
     parser.add_argument("--batches", type=int, default=15, help="repetitions of batches")
     parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--threads", type=int, default=1, help="of torch, here and there")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--against", type=Path, help="a checkout of another version")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     trees = {"": ROOT, **({"other": arguments.against.resolve()} if arguments.against else {})}
     table = Table(
         "method", "images", "server", "torch p50 ms", "p50 ms", "p95 ms", "more ms", "ratio"
@@ -164,7 +173,9 @@ def main() -> None:
         servers = {}
         for name, tree in trees.items():
             (Path(folder) / f"of {name}").mkdir()
-            servers[name] = stack.enter_context(server(tree, Path(folder) / f"of {name}"))
+            servers[name] = stack.enter_context(
+                server(tree, Path(folder) / f"of {name}", arguments.threads)
+            )
         for method in arguments.methods:
             for count, repeats in ((1, arguments.repeats), (arguments.batch, arguments.batches)):
                 images = torch.randn(count, 1, 28, 28)
