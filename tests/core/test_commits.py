@@ -33,9 +33,13 @@ def test_only_the_transaction_within_does_not_wait_for_the_disk() -> None:
 def test_an_error_undoes_the_transaction_and_restores_durability() -> None:
     before = durability()
 
-    with pytest.raises(RuntimeError), unsynced():
+    @unsynced()
+    def fail() -> None:
         User.objects.create_user("ada", password="x")
         raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
 
     assert durability() == before
     assert not User.objects.exists()
