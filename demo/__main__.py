@@ -13,13 +13,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import fl_client
-from demo.picture import bars, save_png, summary
+from demo.picture import bars, coverage, save_png, summary
 from demo.processes import DemoFailed, Federation, free_port, fresh
+from demo.questions import ensemble, rankings
+from fl_client.connection import Connection
 from fl_client.trainings import Training
 
 CONFIG = {"epochs": 3, "lr": 0.05}
 NEEDED = 0.93
-LONGEST = 110.0  # seconds
+LONGEST = 180.0  # seconds
+MEMBERS = 3  # models of the ensemble; the training itself makes the first
+LEAST_AUROC = 0.7
 WEBHOOKS = 2  # sites that are told by webhook; the others ask
 
 
@@ -41,12 +45,27 @@ def register(url: str, sites: int, ports: dict[int, int]) -> tuple[dict[str, Any
     return actor, people
 
 
-def initial_weights() -> dict[str, Any]:
-    """What every site begins with."""
-    from demo.network import build
-    from fl_client.torch_support import get_weights
+def begin(
+    fl: Connection, folder: Path, seed: int, rounds: int, people: list[Any], **more: Any
+) -> tuple[str, Training]:
+    """Upload a network with random weights, and start its training."""
+    from demo.network import save_program
 
-    return get_weights(build())
+    model = fl.models.upload(
+        name=f"digits {seed}",
+        description="64-128-10",
+        weights=save_program(folder / "program.pt", seed),
+        input_shape=[None, 64],
+    )
+    training = fl.trainings.create(
+        model=model,
+        rounds=rounds,
+        clients=[person["id"] for person in people],
+        aggregation_method="FedAvg",
+        **more,
+    )
+    training.start()
+    return model, training
 
 
 def watch(console: Console, federation: Federation, training: Training, rounds: int) -> None:
@@ -106,6 +125,9 @@ def broken_promise(result: dict[str, Any]) -> str | None:
         return "the federated model is not better than the best site alone"
     if result["accuracy"] < NEEDED:
         return f"the accuracy of {result['accuracy']:.1%} is below {NEEDED:.0%}"
+    for method, ranking in result["rankings"].items():
+        if ranking["auroc"] is None or ranking["auroc"] < LEAST_AUROC:
+            return f"the uncertainty of {method} does not find the errors: AUROC {ranking['auroc']}"
     return None
 
 
@@ -134,29 +156,39 @@ def run(console: Console, folder: Path, rounds: int, sites: int) -> dict[str, An
             )
         console.print(f"Server at {federation.url}; {sites} sites, each a process of its own.")
         fl = fl_client.connect(federation.url, token=actor["token"])
-        model = fl.models.upload(
-            name="digits",
-            description="64-128-10",
-            weights=initial_weights(),
-            input_shape=[None, 64],
-        )
-        training = fl.trainings.create(
-            model=model,
-            rounds=rounds,
-            clients=[person["id"] for person in people],
-            aggregation_method="FedAvg",
-            metric_names=["accuracy"],
-            options={"client_config": CONFIG},
-        )
         began = time.monotonic()
-        training.start()
+        model, training = begin(
+            fl, folder, 0, rounds, people,
+            metric_names=["accuracy"],
+            uncertainty_method="SWAG",
+            options={"client_config": CONFIG},
+        )  # fmt: skip
+        others = [
+            begin(
+                fl,
+                folder,
+                seed,
+                (rounds + 1) // 2,
+                people,
+                options={"client_config": CONFIG, "skip_model_tests": True},
+            )
+            for seed in range(1, MEMBERS)
+        ]
         watch(console, federation, training, rounds)
         seconds = time.monotonic() - began
         accuracies = federated_accuracies(training)
         counts = updates_per_round(training)
-        console.print("Training each site alone, to compare …")
+        for _, other in others:
+            other.wait(LONGEST)
+        console.print(
+            "Asking it about corrupted digits, and training each site alone, to compare …"
+        )
+        asked = time.monotonic()
+        mean = ensemble(fl, [model, *(member for member, _ in others)])
+        found = rankings(fl, model, mean, folder)
+        asked = time.monotonic() - asked
         reports = federation.reports(60)
-    found = [
+    told = [
         {**report, "name": f"site-{n}", "mode": "webhook" if n in ports else "long-poll"}
         for n, report in enumerate(reports)
     ]
@@ -166,10 +198,12 @@ def run(console: Console, folder: Path, rounds: int, sites: int) -> dict[str, An
         "accuracies": accuracies,
         "accuracy": accuracies[-1] if accuracies else 0.0,
         "updates_per_round": counts,
-        "best_alone": max(site["alone"] for site in found),
-        "sites": found,
-        "bytes_down": sum(site["down"] for site in found),
-        "bytes_up": sum(site["up"] for site in found),
+        "best_alone": max(site["alone"] for site in told),
+        "sites": told,
+        "rankings": {name: ranking.to_json() for name, ranking in found.items()},
+        "seconds_asking": asked,
+        "bytes_down": sum(site["down"] for site in told),
+        "bytes_up": sum(site["up"] for site in told),
         "seconds": seconds,
         "total_seconds": time.monotonic() - started,
         "password": password,
@@ -201,7 +235,12 @@ def main() -> int:
     save_png(folder / "accuracy.png", result["accuracies"], result["best_alone"])
     bars(console, result["accuracies"])
     summary(console, result)
-    console.print(f"The curve as a picture: {folder / 'accuracy.png'}")
+    coverage(console, folder / "coverage.svg", result["rankings"])
+    console.print(
+        f"As pictures: {folder / 'accuracy.png'}\n             {folder / 'coverage.svg'}",
+        highlight=False,
+        soft_wrap=True,
+    )
     console.print(
         f"To look around, keep the server running:  FL_DATA_DIR={folder / 'data'} make serve\n"
         f"  admin     http://127.0.0.1:8000/admin/   user admin, password {password}\n"

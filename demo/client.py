@@ -11,6 +11,7 @@ import torch
 import fl_client
 from demo.data import Site, deal, load
 from demo.network import accuracy, build, train
+from fl_client.swag import SwagCollector
 from fl_client.torch_support import get_weights, load_weights
 
 
@@ -44,6 +45,23 @@ class DigitsClient(fl_client.Client):
         load_weights(self.module, weights)
         share = accuracy(self.module, self.site.test_x, self.site.test_y)
         return fl_client.EvaluateResult({"accuracy": share}, num_examples=len(self.site.test_y))
+
+    def swag(
+        self, weights: dict[str, Any], config: dict[str, Any], context: fl_client.Context
+    ) -> fl_client.SwagResult:
+        """Moments of the weights on their way through one more local training."""
+        load_weights(self.module, weights)
+        moments = SwagCollector()
+        train(
+            self.module,
+            self.site.x,
+            self.site.y,
+            epochs=config["epochs"],
+            lr=config["lr"],
+            seed=self.seed,
+            after_step=lambda: moments.add(self.module.state_dict()),
+        )
+        return moments.result(len(self.site.y))
 
 
 def alone(site: Site, *, epochs: int, lr: float, seed: int) -> float:

@@ -1,13 +1,16 @@
-"""Accuracy by round, as text bars and as a PNG; and the summary."""
+"""Accuracy by round, as text bars and as a PNG; accuracy by coverage, as table and SVG; and the summary."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from fl_server_ai.uncertainty.ranking import Ranking
+
 WIDTH = 40
+SHARES = (1.0, 0.8, 0.6, 0.4, 0.2)
 
 
 def bar(share: float) -> str:
@@ -76,3 +79,27 @@ def summary(console: Console, result: dict[str, Any]) -> None:
             f"{site['alone']:.1%}",
         )
     console.print(sites)
+
+
+def coverage(console: Console, path: Path, rankings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Accuracy when the least certain corrupted digits are set aside."""
+    from fl_server_ai.uncertainty.pictures import coverage_svg
+
+    found = {name: Ranking(**ranking) for name, ranking in rankings.items()}
+    path.write_text(coverage_svg(found, "Corrupted digits: the least certain set aside"))
+    table = Table(title="Corrupted digits: accuracy on the most certain share of them")
+    table.add_column("method")
+    for share in SHARES:
+        table.add_column("all" if share == 1 else f"{share:.0%}", justify="right")
+    table.add_column("AUROC of errors", justify="right")
+    for name, ranking in found.items():
+        cells = [f"{accuracy_at(ranking, share):.1%}" for share in SHARES]
+        auroc = "none" if ranking.auroc is None else f"{ranking.auroc:.3f}"
+        table.add_row(name, *cells, auroc)
+    console.print(table)
+
+
+def accuracy_at(ranking: Ranking, share: float) -> float:
+    """Accuracy of the most certain digits, at least this share of all."""
+    pairs = zip(ranking.coverage, ranking.accuracy, strict=True)
+    return next(accuracy for kept, accuracy in pairs if kept >= share - 1e-9)

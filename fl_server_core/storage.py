@@ -29,14 +29,22 @@ def fsync_dir(path: Path) -> None:
 class DurableStorage(FileSystemStorage):
     """Files appear under their final name complete and synced, or not at all."""
 
-    def adopt(self, source: Path, name: str) -> None:
-        """Take over a synced file of the same file system by renaming it."""
+    def adopt(self, source: Path, name: str, *, synced: bool = True) -> None:
+        """Take over a file of the same file system by renaming it; the name is durable if it was `synced`."""
         target = Path(self.path(name))
         if not target.parent.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             fsync_dir(target.parent.parent)
         source.replace(target)
-        fsync_dir(target.parent)
+        if synced:
+            fsync_dir(target.parent)
+
+    def sync(self, name: str) -> None:
+        """Make durable what was adopted unsynced; FileNotFoundError if it is gone."""
+        path = Path(self.path(name))
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        fsync_dir(path.parent)
 
 
 def weights_storage() -> Storage:
@@ -56,8 +64,8 @@ def staging_path(suffix: str = "") -> Path:
     return folder / f"{uuid.uuid4().hex}{suffix}"
 
 
-def store(source: Path, *, digest: str, suffix: str = ".safetensors") -> str:
-    """Move a synced staging file into the storage and return its name there.
+def store(source: Path, *, digest: str, suffix: str = ".safetensors", synced: bool = True) -> str:
+    """Move a staging file into the storage and return its name there.
 
     The name holds the digest, and a random part that makes the file its row's own: deleting one
     never takes bytes away from another.
@@ -65,7 +73,7 @@ def store(source: Path, *, digest: str, suffix: str = ".safetensors") -> str:
     name = f"{digest[:2]}/{digest}-{uuid.uuid4().hex[:12]}{suffix}"
     storage = weights_storage()
     if isinstance(storage, DurableStorage):
-        storage.adopt(source, name)
+        storage.adopt(source, name, synced=synced)
         return name
     with source.open("rb") as handle:
         name = storage.save(name, File(handle))

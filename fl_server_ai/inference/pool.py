@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from django.conf import settings
 
 from fl_server_ai.containers import Limits
+from fl_server_ai.inference import files
 from fl_server_ai.sandbox.descriptions import Description
 from fl_server_ai.sandbox.parent import SandboxPool
 from fl_server_ai.sandbox.plans import Plan
@@ -73,6 +74,7 @@ def _sandbox() -> Sandbox:
 
 
 def close() -> None:
-    """End all children; the next question starts new ones."""
+    """End all children and let go of their files; the next question starts new ones."""
+    files.close()
     while _sandboxes:
         _sandboxes.pop().close()

@@ -14,14 +14,16 @@ from django.db import OperationalError
 from fl_server_ai.inference import pool
 from fl_server_ai.inference.counting import count
 from fl_server_ai.inference.draws import as_raw, as_tensor, draws_of, weights_of
+from fl_server_ai.inference.files import program_file
 from fl_server_ai.inference.preprocessing import prepared_by
+from fl_server_ai.notifications import wakeups
 from fl_server_ai.sandbox.plans import Drawn, Plain
 from fl_server_ai.sandbox.programs import Program
 from fl_server_ai.sandbox.tensors import RawTensor
 from fl_server_ai.services.calibration import BINS, LABELS, REPORT
 from fl_server_ai.services.inference_inputs import CALIBRATION, IMAGE, INPUT
 from fl_server_ai.services.leases import lease_kept
-from fl_server_ai.services.models import PROGRAMS, weights_open
+from fl_server_ai.services.models import PROGRAMS
 from fl_server_ai.services.tensor_bytes import got, packed, put, unpacked
 from fl_server_ai.uncertainty import UNCERTAINTY, Kind, Method
 from fl_server_ai.uncertainty.answer import Answer
@@ -70,6 +72,7 @@ def job_work(job_id: int) -> None:
         except Exception:
             log.exception("inference %s failed", job.pk)
             job_fail(job=job, error=Unavailable("the server failed; its log says why"))
+    wakeups.publish([str(job.user_id)])
 
 
 def _answer(job: InferenceJob, notes: list[str]) -> Answer:
@@ -151,7 +154,7 @@ def _program(
 ) -> Iterator[Program]:
     """A model's uploaded program with these weights in it, as a file of its own while it is needed."""
     container = model.container
-    with weights_open(model=model, blob=weights, container=container) as file:
+    with program_file(model, weights) as file:
         # A program that stays warm for one user must not tell his inputs to another.
         yield Program(file.path, file.etag, PROGRAMS[container], str(job.user_id), before)
 

@@ -48,13 +48,17 @@ def generation(user_id: str) -> int:
         return _generations.get(user_id, _floor)
 
 
-def wait(user_id: str, seen: int, seconds: float) -> None:
-    """Return when the generation is no longer the one seen, or after `seconds`."""
+def wait(user_id: str, seen: int, seconds: float, *, look: bool = True) -> None:
+    """Return when the generation is no longer the one seen, or after `seconds`.
+
+    Without `look` the rows are not looked at meanwhile: for callers that do so themselves.
+    """
     global _waiting
     with _condition:
         _waiting += 1
         try:
-            _start("fl-waker", _look)
+            if look:
+                _start("fl-waker", _look)
             if settings.FL_EXECUTOR == "celery":
                 _start("fl-waker-redis", _listen)
             _condition.wait_for(lambda: _generations.get(user_id, _floor) != seen, seconds)

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from django.conf import settings
-from django.db import transaction
+from django.db import connection
 
 from fl_server_ai.dispatch import dispatch_inference
+from fl_server_ai.notifications import wakeups
 from fl_server_ai.sandbox.tensors import RawTensor
 from fl_server_ai.services.inference_inputs import (
     CALIBRATION,
@@ -22,6 +23,7 @@ from fl_server_ai.services.tensor_bytes import got, packed, put, unpacked
 from fl_server_ai.uncertainty import UNCERTAINTY
 from fl_server_ai.uncertainty import Kind as Draws
 from fl_server_ai.uncertainty.options import CommonOptions, merge_options
+from fl_server_core.commits import unsynced
 from fl_server_core.exceptions import Conflict, Invalid, NotFound, Unusable
 from fl_server_core.lifecycle import EventState
 from fl_server_core.models import Blob, GlobalModel, InferenceJob, LocalModel, Training, User
@@ -30,7 +32,7 @@ from fl_server_core.models.trainings import UncertaintyMethod
 from fl_server_core.models.weights import ModelType
 from fl_server_core.selectors import get_visible, local_models_visible_to, models_visible_to
 from fl_server_core.services.blobs import blob_discard
-from fl_server_core.services.inference import job_create
+from fl_server_core.services.inference import job_create, job_keep
 from fl_server_core.services.moments import combined_moments
 
 UPLOAD = (
@@ -40,7 +42,7 @@ UPLOAD = (
     "POST models/"
 )
 ENDED = (EventState.DONE, EventState.FAILED)
-FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.05
+FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.05
 
 
 @dataclass(frozen=True)
@@ -191,9 +193,10 @@ def inference_ask(
             f"{waiting} of your questions wait for an answer; ask again when some have one",
             code="TOO_MANY_QUESTIONS",
         )
-    data, file = put(packed([*given, *more]))
+    # Within another transaction, such as a remembered key's, the row will be durable: so must be its file.
+    data, file = put(packed([*given, *more]), synced=connection.in_atomic_block)
     try:
-        with transaction.atomic():
+        with unsynced():
             job = job_create(
                 user=user, model=subject.model, local_model=subject.local, weights=subject.weights,
                 kind=kind, method=method, options=asdict(options), return_format=return_format,
@@ -236,19 +239,26 @@ def _check_calibration(batch: RawTensor, subject: Subject, method: str, *, prepa
 
 
 def inference_wait(*, job: InferenceJob, seconds: float) -> InferenceJob:
-    """The job as it is once it has ended, or after so many seconds. Call it outside of transactions."""
-    start = now = time.monotonic()
-    while now < start + seconds:
-        state = InferenceJob.objects.filter(pk=job.pk).values_list("state", flat=True).first()
-        if state is None or state in ENDED:
-            break
+    """The job as it is once it has ended, or after so many seconds and then durable.
+
+    Call it outside of transactions. The worker's wake-up ends a pause; one that got lost costs the pause.
+    """
+    rows = InferenceJob.objects.select_related("result_file").filter(pk=job.pk)
+    user, start = str(job.user_id), time.monotonic()
+    while True:
+        seen = wakeups.generation(user)
+        found = rows.first()
+        if found is None:
+            raise NotFound("this inference is gone: its model was deleted")
+        if found.state in ENDED:
+            return found
+        past = time.monotonic() - start
+        if past >= seconds:
+            job_keep(job=found)
+            return found
         # A tenth of what it has taken: the answer comes at most that much later than it could.
-        time.sleep(min(max(FIRST_PAUSE, (now - start) / 10), LONGEST_PAUSE))
-        now = time.monotonic()
-    found = InferenceJob.objects.select_related("result_file").filter(pk=job.pk).first()
-    if found is None:
-        raise NotFound("this inference is gone: its model was deleted")
-    return found
+        pause = min(max(FIRST_PAUSE, past / 10), LONGEST_PAUSE, seconds - past)
+        wakeups.wait(user, seen, pause, look=False)
 
 
 def inference_answer(job: InferenceJob) -> bytes:

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 from django.conf import settings
 
-from fl_server_ai.containers import read_manifest
+from fl_server_ai.containers import Limits, read_manifest, sniff
+from fl_server_ai.containers.canonical import parse
 from fl_server_ai.sandbox.preparation import misfit
 from fl_server_ai.sandbox.tensors import CARRIED, RawTensor
 from fl_server_ai.services.intake import canonical_blob
@@ -70,6 +72,8 @@ def input_from_file(path: Path, dtype: str | None = None) -> RawTensor:
         data = path.read_bytes()
         path.unlink()
         return RawTensor("U8", (len(data),), data, IMAGE)
+    if sniff(path) == "safetensors":
+        return _only_tensor(path)
     with canonical_blob(path, sha256=None) as (manifest, _, publish):
         found = read_manifest(publish.path).tensors
         if len(manifest.tensors) != 1:
@@ -93,6 +97,20 @@ def named_calibration() -> Iterator[None]:
         for error in refusal.data.get("errors", []):
             error["pointer"] = error["pointer"].replace("/model_input", "/calibration_input")
         raise
+
+
+def _only_tensor(path: Path) -> RawTensor:
+    """Of a safetensors file: read where it lies, since a question needs no durable copy."""
+    data = path.read_bytes()
+    tensors = parse(io.BytesIO(data), len(data), Limits()).tensors
+    path.unlink()
+    if len(tensors) != 1:
+        raise _bad(f"one tensor is wanted, the file holds {len(tensors)}")
+    (info,) = tensors
+    if info.dtype not in CARRIED:
+        raise _bad(f"dtype {info.dtype} can't be given to a model here")
+    end = info.offset + info.nbytes
+    return RawTensor(info.dtype, info.shape, memoryview(data)[info.offset : end], INPUT)
 
 
 def check_size(size: int) -> None:

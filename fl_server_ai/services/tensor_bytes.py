@@ -34,23 +34,24 @@ def unpacked(data: bytes) -> dict[str, RawTensor]:
     }
 
 
-def put(data: bytes) -> tuple[bytes | None, Blob | None]:
+def put(data: bytes, *, synced: bool = True) -> tuple[bytes | None, Blob | None]:
     """What a row is to hold: the bytes, or the unsaved blob of a file with them."""
     if len(data) <= INLINE:
         return data, None
-    return None, stored(data)
+    return None, stored(data, synced=synced)
 
 
-def stored(data: bytes) -> Blob:
-    """An unsaved blob of a synced file with these bytes."""
+def stored(data: bytes, *, synced: bool = True) -> Blob:
+    """An unsaved blob of a file with these bytes."""
     path = staging_path(".safetensors")
     try:
         with path.open("xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
         digest = hashlib.sha256(data).hexdigest()
-        return blob_store(source=path, digest=digest, size=len(data))
+        return blob_store(source=path, digest=digest, size=len(data), synced=synced)
     finally:
         path.unlink(missing_ok=True)
 

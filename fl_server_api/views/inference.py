@@ -126,7 +126,7 @@ def _read(given: Any, dtype: str | None) -> RawTensor:
 
 def waited(job: InferenceJob) -> InferenceJob:
     if not _places.acquire(blocking=False):
-        return job
+        return inference_wait(job=job, seconds=0)
     try:
         return inference_wait(job=job, seconds=settings.FL_INFERENCE_WAIT)
     finally:

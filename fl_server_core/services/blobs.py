@@ -6,7 +6,7 @@ from pathlib import Path
 from django.conf import settings
 from django.core.files.storage import FileSystemStorage
 from django.db import DatabaseError
-from django.db.models import Q
+from django.db.models import F, Q
 from django.utils import timezone
 
 from fl_server_core.models import Blob
@@ -27,9 +27,15 @@ UNREFERENCED = Q(
 )
 
 
-def blob_store(*, source: Path, digest: str, size: int, suffix: str = ".safetensors") -> Blob:
-    """Move a synced staging file into the storage. The row is unsaved: it belongs in the caller's transaction."""
-    return Blob(name=store(source, digest=digest, suffix=suffix), digest=digest, size=size)
+def blob_store(
+    *, source: Path, digest: str, size: int, suffix: str = ".safetensors", synced: bool = True
+) -> Blob:
+    """Move a staging file into the storage. The row is unsaved: it belongs in the caller's transaction.
+
+    A file that is not `synced` is no promise; `DurableStorage.sync` makes it one.
+    """
+    name = store(source, digest=digest, suffix=suffix, synced=synced)
+    return Blob(name=name, digest=digest, size=size)
 
 
 def blob_discard(*, blob: Blob) -> None:
@@ -60,6 +66,8 @@ def blobs_delete_doomed() -> int:
     """Delete the files of doomed blobs, then the rows; safe to repeat after a kill at any point."""
     storage = weights_storage()
     doomed = list(Blob.objects.filter(doomed_at__isnull=False).order_by("pk")[:1000])
+    # A mark may be of an unsynced commit; it must not be lost once its file is gone.
+    Blob.objects.filter(pk__in=[blob.pk for blob in doomed]).update(doomed_at=F("doomed_at"))
     for blob in doomed:
         storage.delete(blob.name)
         blob.delete()

@@ -13,6 +13,7 @@ from fl_server_core.models import LocalModel, Training, User
 from fl_server_core.services.blobs import blobs_doom_unreferenced
 
 ItemT = TypeVar("ItemT")
+OwnerT = TypeVar("OwnerT")
 TRIES = 1_000  # to draw without fixed points: about one in three permutations has none
 
 
@@ -49,16 +50,29 @@ def chain_permute(
     With more models than users some wait for the next draw; with fewer, some users begin with the
     global model (None). `no_fixed_points`: nobody goes on with his own, where that is possible.
     """
-    models: list[LocalModel | None] = list(chain_models(training))
-    models += [None] * (len(users) - len(models))
-    draw = random.Random(f"{training.seed}:{number}")  # noqa: S311 - repeatable, and no secret
-    taken: dict[uuid.UUID, LocalModel | None] = {}
+    owned = [(update.owner_id, update) for update in chain_models(training)]
+    takers = [user.pk for user in users]
+    return chain_drawn(training.seed, number, takers, owned, no_fixed_points=no_fixed_points)
+
+
+def chain_drawn(
+    seed: int,
+    number: int,
+    takers: Sequence[OwnerT],
+    owned: Sequence[tuple[OwnerT, ItemT]],
+    *,
+    no_fixed_points: bool,
+) -> dict[OwnerT, ItemT | None]:
+    """The draw of `chain_permute`, of models by their owners, for takers; without a database."""
+    models: list[tuple[OwnerT, ItemT] | None] = list(owned)
+    models += [None] * (len(takers) - len(models))
+    draw = random.Random(f"{seed}:{number}")  # noqa: S311 - repeatable, and no secret
     for _ in range(TRIES if no_fixed_points else 1):
         draw.shuffle(models)
-        taken = {user.pk: model for user, model in zip(users, models, strict=False)}
-        if not any(model is not None and model.owner_id == pk for pk, model in taken.items()):
+        pairs = list(zip(takers, models, strict=False))
+        if not any(model is not None and model[0] == taker for taker, model in pairs):
             break
-    return taken
+    return {taker: model and model[1] for taker, model in pairs}
 
 
 def chain_continue(training: Training, users: Sequence[User]) -> dict[uuid.UUID, LocalModel | None]:

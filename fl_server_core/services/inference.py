@@ -1,26 +1,32 @@
-"""Inference jobs: like trainer events claimed by one conditional UPDATE and kept by a lease."""
+"""Inference jobs: like trainer events claimed by one conditional UPDATE and kept by a lease.
 
+Who waits for his answer has been promised nothing: until `job_keep`, commits do not wait for the disk. After a power
+cut such a job is as it was some moments before, and is worked on again, or is gone with its asker's connection.
+"""
+
+import contextlib
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db import transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
 from fl_server_core import exceptions
+from fl_server_core.commits import unsynced
 from fl_server_core.exceptions import DomainError
 from fl_server_core.lifecycle import EventState
 from fl_server_core.models import Blob, InferenceJob
 from fl_server_core.services.blobs import blobs_doom_unreferenced
+from fl_server_core.storage import DurableStorage, weights_storage
 
 HINT_SECONDS = 10  # until the sweep repeats the hint at a job that nobody took
 KEPT = timedelta(days=1)
 BATCH = 500
 
 
-@transaction.atomic
+@unsynced()
 def job_create(*, data: bytes | None, file: Blob | None, **fields: Any) -> InferenceJob:
     """Store a question; its input is `data`, or `file`, whose row is made with the job's."""
     if file is not None:
@@ -30,15 +36,25 @@ def job_create(*, data: bytes | None, file: Blob | None, **fields: Any) -> Infer
     )
 
 
+def job_keep(*, job: InferenceJob) -> None:
+    """Make the question durable, its input's file included: its asker is about to be told to come back."""
+    storage = weights_storage()
+    if job.input_file is not None and isinstance(storage, DurableStorage):
+        with contextlib.suppress(FileNotFoundError):  # answered meanwhile
+            storage.sync(job.input_file.name)
+    InferenceJob.objects.filter(pk=job.pk).update(lease_until=F("lease_until"))
+
+
 def job_claim(*, job_id: int) -> InferenceJob | None:
     """Take the job for one attempt; None if it is done, taken, gone, or was lost too often."""
-    claimed = InferenceJob.objects.filter(
-        Q(state=EventState.PENDING) | _lost(), pk=job_id, attempt__lt=settings.FL_EVENT_ATTEMPTS
-    ).update(
-        state=EventState.RUNNING,
-        attempt=F("attempt") + 1,
-        lease_until=_in(settings.FL_LEASE_SECONDS),
-    )
+    with unsynced():
+        claimed = InferenceJob.objects.filter(
+            Q(state=EventState.PENDING) | _lost(), pk=job_id, attempt__lt=settings.FL_EVENT_ATTEMPTS
+        ).update(
+            state=EventState.RUNNING,
+            attempt=F("attempt") + 1,
+            lease_until=_in(settings.FL_LEASE_SECONDS),
+        )
     if not claimed:
         return None
     related = ("model__template", "model__preprocessing", "weights", "input_file")
@@ -50,7 +66,7 @@ def job_renew(*, job: InferenceJob) -> bool:
     return bool(_mine(job).update(lease_until=_in(settings.FL_LEASE_SECONDS)))
 
 
-@transaction.atomic
+@unsynced()
 def job_finish(
     *, job: InferenceJob, data: bytes | None, file: Blob | None, notes: Sequence[str] = ()
 ) -> bool:
@@ -62,7 +78,7 @@ def job_finish(
     return _end(job, EventState.DONE, result_bytes=data, result_file=file, notes=list(notes))
 
 
-@transaction.atomic
+@unsynced()
 def job_fail(*, job: InferenceJob, error: DomainError) -> bool:
     """End the job with a refusal; False if this attempt has lost it."""
     told = {

@@ -3,9 +3,11 @@
 import base64
 import io
 import json
+import os
 import uuid
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from fl_server_core.exceptions import Unusable
 from fl_server_core.models import Blob, GlobalModel, InferenceJob, LocalModel, User
 from fl_server_core.services.blobs import blobs_doom_unreferenced
 from fl_server_core.services.inference import job_claim, job_lease_drop, jobs_delete_old
+from fl_server_core.storage import DurableStorage
 from tests.scenes import Scene, person, staged
 
 pytestmark = pytest.mark.django_db
@@ -637,3 +640,50 @@ def test_a_question_with_a_key_is_asked_once(client, login) -> None:
     assert files[0].json()["job_id"] == files[1].json()["job_id"]
     assert InferenceJob.objects.count() == 2
     assert client.post("/api/inference/", body).json()["job_id"] != first.json()["job_id"]
+
+
+def test_a_question_is_durable_before_its_asker_is_told_to_come_back(client, monkeypatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(DurableStorage, "sync", lambda self, name: synced.append(name))
+    body = {"model_id": upload(client), "model_input": torch.zeros(9_000, 2).tolist()}
+
+    asked = client.post("/api/inference/", body)
+
+    job = InferenceJob.objects.get(pk=asked.json()["job_id"])
+    assert asked.status_code == 202
+    assert synced == [job.input_file.name]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_question_that_is_answered_at_once_waits_for_no_disk(
+    login, settings, monkeypatch
+) -> None:
+    client = login(person("owner", id=OWNER, actor=True))
+    register_sender("here", lambda task, ids: run_inference(*ids) if task == INFERENCE else None)
+    model = upload(client)
+    settings.FL_EXECUTOR, settings.FL_INFERENCE_WAIT = "here", 20
+    # Too large for a row. The first time makes the program's file and a folder, which are synced.
+    body = {"model_id": model, "model_input": torch.zeros(4_500, 4).tolist()}
+    assert client.post("/api/inference/", body).status_code == 200
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+
+    answer = client.post("/api/inference/", body)
+
+    assert answer.status_code == 200
+    assert synced == []
+
+
+def test_a_program_whose_file_was_swept_is_made_anew(client, settings) -> None:
+    model = upload(client)
+    first = ask(client, model).json()["inference"]
+    pool.close()
+    ask(client, model)
+
+    for path in Path(settings.FL_STAGING_DIR).rglob("*"):
+        if path.is_file():
+            path.unlink()
+    again = ask(client, model)
+
+    assert again.status_code == 200
+    assert again.json()["inference"] == first

@@ -15,6 +15,7 @@ import pytest
 
 import fl_client
 from demo.__main__ import broken_promise
+from demo.corruption import corrupted
 from demo.data import deal, load
 from demo.processes import DemoFailed, Federation, fresh
 
@@ -25,6 +26,7 @@ WORKING: dict[str, Any] = {
     "accuracy": 0.95,
     "updates_per_round": [5, 5],
     "best_alone": 0.7,
+    "rankings": {"NONE": {"auroc": 0.8}},
     "sites": [{}] * 5,
 }
 
@@ -78,6 +80,9 @@ def test_the_demo_trains_better_than_any_site_alone_and_can_be_run_again(
     assert result["accuracy"] > max(site["alone"] for site in result["sites"])
     assert [site["mode"] for site in result["sites"]].count("webhook") == 2
     assert (folder / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert len(result["rankings"]) == 4
+    assert min(ranking["auroc"] for ranking in result["rankings"].values()) >= 0.7
+    assert "AUROC" in (folder / "coverage.svg").read_text()
     assert processes_of(folder) == []
     data = re.search(r"FL_DATA_DIR=(\S+) make serve", done.stdout)
     password = re.search(r"user admin, password (\S+)", done.stdout)
@@ -109,6 +114,8 @@ def test_the_demo_trains_better_than_any_site_alone_and_can_be_run_again(
         ({"best_alone": 0.95}, "not better"),
         ({"accuracy": 0.92}, "below 93%"),
         ({"accuracies": [0.95]}, "only 1 of 2"),
+        ({"rankings": {"SWAG": {"auroc": 0.6}}}, "SWAG does not find the errors"),
+        ({"rankings": {"SWAG": {"auroc": None}}}, "SWAG does not find the errors"),
     ],
 )
 def test_a_broken_promise_is_named(change: dict[str, Any], said: str) -> None:
@@ -136,6 +143,21 @@ def test_the_test_set_is_balanced_apart_and_dealt_out_whole() -> None:
     assert sum(len(site.test_y) for site in sites) == len(test_y)
     assert sum(len(site.y) for site in sites) == len(x)
     assert np.array_equal(np.concatenate([site.test_x for site in sites]), test_x)
+
+
+def test_corrupted_digits_are_the_test_set_five_times_and_the_same_each_time() -> None:
+    _, _, test_x, test_y = load()
+
+    images, labels = corrupted()
+
+    parts = images.reshape(5, len(test_y), 64)
+    assert images.dtype == np.float32
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert np.array_equal(parts[0], test_x)
+    assert np.array_equal(labels.reshape(5, -1), np.tile(test_y, (5, 1)))
+    assert all(np.abs(part - parts[0]).mean() > 0.02 for part in parts[1:])
+    assert np.array_equal(corrupted()[0], images)
 
 
 def test_only_what_an_earlier_demo_left_is_deleted(tmp_path: Path) -> None:
