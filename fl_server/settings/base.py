@@ -245,6 +245,7 @@ FL_WEBHOOK_READ_SECONDS = 10.0
 
 # --- API --------------------------------------------------------------------------------------
 
+FL_KILL_POINTS: Path | None = None  # no variable sets it: fl_server_core/killpoints.py
 FL_WEB_THREADS = env_int(
     "FL_WEB_THREADS",
     250,
