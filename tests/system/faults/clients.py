@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +19,7 @@ import fl_client
 from tests.system.sites import Arrays, http, samples, trained
 
 PATIENCE = 240.0  # seconds without any answer that makes sense
+OUTAGES: Counter[str] = Counter()  # what clients saw of all this
 TRYING_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -43,10 +45,12 @@ class Patient:
                 response = self._http.request(method, url, **content)
             except httpx.TransportError as error:
                 last = repr(error)
+                OUTAGES[type(error).__name__] += 1
             else:
                 if response.status_code not in TRYING_AGAIN:
                     return response
                 last = f"{response.status_code} {response.text[:300]}"
+                OUTAGES[str(response.status_code)] += 1
             time.sleep(0.2)
         raise TimeoutError(f"{method} {url}: {PATIENCE:.0f} s without an answer; the last: {last}")
 

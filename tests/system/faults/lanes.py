@@ -180,7 +180,7 @@ class Trainings(Lane):
             ]
             moments = tuple(digest(load(_good(answer).content)) for answer in answers)
         metrics = _good(self.server.ask("GET", f"/api/models/{model_id}/metrics/")).json()
-        means = [(m["step"], m["key"], str(m["value"])) for m in metrics if m["reporter"] is None]
+        means = [(m["step"], m["key"], m["value_float"]) for m in metrics if m["reporter"] is None]
         return Result(digest(final), moments, tuple(sorted(means)))
 
     def _check_counts(self, training: str, sites: list[Any]) -> None:

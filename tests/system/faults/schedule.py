@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_server_core.killpoints import POINTS
-from tests.system.faults.clients import Hook, quiet
+from tests.system.faults.clients import OUTAGES, Hook, quiet
 from tests.system.faults.lanes import Lane, lanes
 from tests.system.faults.stacks import Embedded, Production, Stack
 
@@ -174,5 +174,5 @@ class Run:
         return (
             f"{self.stack.traps.table()}\n\n{self.kind}, seed {self.seed}: {len(self.done)} faults "
             f"({fired} at points; reached later or not: {self.unreached}), "
-            f"{seconds:.0f} s (undisturbed {calm:.0f} s)\nturns: {turns}\n{self.command}"
+            f"{seconds:.0f} s (undisturbed {calm:.0f} s)\nturns: {turns}\nclients saw: {dict(OUTAGES)}\n{self.command}"
         )
