@@ -1,5 +1,6 @@
 """Deterministic sites over real HTTP: the client package, one that repeats what failed, and a blunt one."""
 
+import contextlib
 import json
 import logging
 import threading
@@ -38,6 +39,9 @@ class Patient:
         self._http = http(base, token)
         self._stop = stop
 
+    def close(self) -> None:
+        self._http.close()
+
     def ask(self, method: str, url: str, **content: Any) -> httpx.Response:
         end, last = time.monotonic() + PATIENCE, "nothing"
         while time.monotonic() < end and not self._stop.is_set():
@@ -67,6 +71,10 @@ class Site:
         self.final: dict[str, Any] | None = None
 
     def run(self) -> None:
+        with contextlib.closing(self._server):
+            self._attend()
+
+    def _attend(self) -> None:
         while self.final is None:
             wait = 0 if self.blunt else 5
             answer = _good(self._server.ask("GET", "/api/tasks/", params={"wait": wait})).json()

@@ -1,5 +1,6 @@
 """What goes on while processes die: trainings of every kind, uploads, deletions, questions; each checks itself."""
 
+import contextlib
 import io
 import threading
 import uuid
@@ -29,10 +30,10 @@ class Account:
 
 
 def account(base: str, stop: threading.Event, name: str, **fields: Any) -> Account:
-    server = Patient(base, "", stop)
     body = {"username": name, "password": PASSWORD, **fields}
     key = {"Idempotency-Key": f"account-{name}"}
-    made = _good(server.ask("POST", "/api/users/", json=body, headers=key)).json()
+    with contextlib.closing(Patient(base, "", stop)) as server:
+        made = _good(server.ask("POST", "/api/users/", json=body, headers=key)).json()
     return Account(made["id"], made["token"])
 
 
@@ -49,8 +50,11 @@ class Lane:
     def turn(self) -> None:
         raise NotImplementedError
 
+    def check(self) -> None:
+        """What must hold at the end, when nothing is killed any more."""
+
     def close(self) -> None:
-        """Checks at the end, when nothing is killed any more."""
+        self.server.close()
 
     def upload(self, key: str, content: bytes) -> str:
         return str(
@@ -212,7 +216,7 @@ class Trainings(Lane):
     def rounds_run(self) -> int:
         return self.rounds * max(1, int(self.options.get("daisy_chain_period", 0)))
 
-    def close(self) -> None:
+    def check(self) -> None:
         if self.hook is None:
             return
         rows = self.stack.rows("SELECT delivery_id, state FROM fl_server_core_notification")
@@ -238,7 +242,7 @@ class Uploads(Lane):
         assert gone.status_code in (200, 404), gone.text  # 404: it was deleted, unheard
         self.turns += 1
 
-    def close(self) -> None:
+    def check(self) -> None:
         left = _good(self.server.ask("GET", "/api/models/")).json()
         assert left == [], f"models that nobody asked for: {left}"
 

@@ -13,7 +13,7 @@ from tests.system.faults.clients import OUTAGES, Hook, quiet
 from tests.system.faults.lanes import Lane, lanes
 from tests.system.faults.stacks import Embedded, Production, Stack
 
-STACKS: dict[str, Callable[[Path], Stack]] = {"embedded": Embedded, "production": Production}
+STACKS: dict[str, Callable[..., Stack]] = {"embedded": Embedded, "production": Production}
 POINT_SECONDS = 30.0  # that an armed point is waited for before the next one is armed
 PROGRESS_SECONDS = 240.0
 CALM_SECONDS = 300.0
@@ -78,6 +78,7 @@ class Run:
                         self._strike(fault, working)
                     self.stack.traps.disarm()
                 for lane in working:
+                    lane.check()
                     lane.close()
                 report = self._report(working, calm, time.monotonic() - began)
                 assert not (never := self.stack.traps.never_hit()), f"never hit: {sorted(never)}"

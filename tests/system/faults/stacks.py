@@ -118,8 +118,8 @@ class Embedded:
 
     targets = ("serve", "child")
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, **settings: str) -> None:
+        self.folder, self.settings = folder, {**PATIENT, **settings}
         self.traps = Traps(folder / "points")
         self.port = free_port()
         self.base = f"http://127.0.0.1:{self.port}"
@@ -131,7 +131,7 @@ class Embedded:
             DJANGO_SETTINGS_MODULE="tests.system.faults.settings_embedded",
             FL_DATA_DIR=str(self.folder / "data"),
             FL_KILL_POINTS=str(self.traps.folder),
-            **PATIENT,
+            **self.settings,
         )
         command = [sys.executable, "manage.py", "serve", "--port", str(self.port)]
         with self._supervisor:
@@ -169,8 +169,8 @@ class Production:
     services = ("web", "worker", "aggregator", "inference", "beat")
     targets = (*services, "redis", "postgres")
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, **settings: str) -> None:
+        self.folder, self.settings = folder, {**PATIENT, **settings}
         self.traps = Traps(folder / "points")
         self.port = free_port()
         self.base = f"http://127.0.0.1:{self.port}"
@@ -208,7 +208,7 @@ class Production:
             FL_SECRET_KEY="k" * 64 + "-only-for-this-test",
             FL_SSL_REDIRECT="0",
             FL_KILL_POINTS=str(self.traps.folder),
-            **PATIENT,
+            **self.settings,
         )
 
     def _start(self) -> None:
