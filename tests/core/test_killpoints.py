@@ -109,3 +109,18 @@ def test_every_point_that_is_declared_is_in_the_code_and_the_other_way_round() -
     assert named == POINTS
     assert len(POINTS) == len(named)
     assert len({*COMMITS, *STEPS}) == len(COMMITS) + len(STEPS)
+
+
+def test_every_point_is_explained_once() -> None:
+    page = (ROOT / "docs" / "explanation" / "crash-safety.md").read_text()
+    rows = page.partition("| killed at |")[2].splitlines()
+
+    explained = [
+        name
+        for row in rows
+        for name in re.findall(
+            r"`([\w.]+:\w+|[\w.]+)`", row.split("|")[1] if row.startswith("| `") else ""
+        )
+    ]
+
+    assert sorted(explained) == sorted(POINTS)
