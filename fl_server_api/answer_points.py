@@ -16,6 +16,8 @@ ANSWERS = {
     ("POST", "models/<str:pk>/swag/"): "answer.moments",
     ("POST", "inference/"): "answer.question",
     ("GET", "tasks/"): "answer.task",
+    ("POST", "uploads/"): "answer.upload",
+    ("PATCH", "uploads/<str:pk>/"): "answer.piece",
 }
 
 

@@ -20,14 +20,15 @@ from django.db import transaction
 COMMITS = (
     "model.create", "training.create", "training.start", "update.accept", "metrics.accept", "moments.accept",
     "question.ask", "round.publish", "chain.step", "moments.publish", "metrics.mean", "event.finish",
-    "question.finish",
+    "question.finish", "upload.create",
 )  # fmt: skip
 # One statement, one message, one file or one answer.
 STEPS = (
     "file.rename", "event.claim", "question.claim", "message.claim", "message.send", "message.settle",
     "hint.event", "hint.messages", "hint.question", "wake", "blob.discard", "blob.delete", "sweep",
     "answer.model", "answer.training", "answer.start", "answer.update", "answer.metrics", "answer.moments",
-    "answer.question", "answer.task",
+    "answer.question", "answer.task", "answer.upload", "answer.piece", "upload.append", "upload.finish",
+    "upload.used",
 )  # fmt: skip
 BETWEEN = (
     "upload.staged", "file.synced", "blob.delete:file", "aggregation.written", "moments.written",

@@ -1,6 +1,8 @@
 """Deterministic sites over real HTTP: the client package, one that repeats what failed, and a blunt one."""
 
+import base64
 import contextlib
+import hashlib
 import json
 import logging
 import threading
@@ -63,6 +65,7 @@ class Site:
     """One participant until its training has ended; `acknowledged` holds the ids it was told."""
 
     blunt = False  # sends everything twice, and asks without waiting
+    resuming = False  # sends updates by the tus protocol
 
     def __init__(self, base: str, token: str, number: int, stop: threading.Event) -> None:
         self._server = Patient(base, token, stop)
@@ -94,7 +97,11 @@ class Site:
         form = {"round": str(round), **count}
         files = {}
         if task["kind"] == "train":
-            files["model_file"] = save(trained(weights, self._number, round))
+            update = save(trained(weights, self._number, round))
+            if self.resuming:
+                form["upload"] = in_pieces(self._server, update)
+            else:
+                files["model_file"] = update
         elif task["kind"] == "swag":
             first, second = moments(weights, self._number, round)
             files = {"first_moment_file": save(first), "second_moment_file": save(second)}
@@ -122,6 +129,29 @@ def _good(response: httpx.Response) -> httpx.Response:
             f"{response.status_code} {response.text[:500]}"
         )
     return response
+
+
+class ResumingSite(Site):
+    """Goes on with its uploads where the line broke off."""
+
+    resuming = True
+
+
+def in_pieces(server: Patient, content: bytes) -> str:
+    """The id of a complete resumable upload, sent in two pieces or as many as it takes."""
+    tus = {"Tus-Resumable": "1.0.0"}
+    told = base64.b64encode(hashlib.sha256(content).hexdigest().encode()).decode()
+    announced = {"Upload-Length": str(len(content)), "Upload-Metadata": f"sha256 {told}"}
+    made = _good(server.ask("POST", "/api/uploads/", headers={**tus, **announced}))
+    url = made.headers["Location"]
+    while True:
+        here = int(_good(server.ask("HEAD", url, headers=tus)).headers["Upload-Offset"])
+        if here == len(content):
+            return url.rstrip("/").rpartition("/")[2]
+        piece = content[here : here + len(content) // 2 + 1]
+        kind = {"Content-Type": "application/offset+octet-stream", "Upload-Offset": str(here)}
+        sent = server.ask("PATCH", url, headers={**tus, **kind}, content=piece)
+        assert sent.status_code in (204, 409), sent.text  # 409: it had arrived, unheard
 
 
 class PackagedSite(fl_client.Client):

@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import load, save
 from torch import nn
 
-from tests.system.faults.clients import BluntSite, Hook, PackagedSite, Patient, Site, _good
+from tests.system.faults.clients import BluntSite, Hook, PackagedSite, Patient, ResumingSite, _good
 from tests.system.faults.stacks import Stack
 from tests.system.questions import INPUT
 from tests.system.sites import PASSWORD, Arrays, digest, expected, model
@@ -147,7 +147,7 @@ class Trainings(Lane):
         base = self.stack.base
         sites: list[Any] = [
             PackagedSite(base, self.sites[0].token, 0, self.stop, self.folder / self.name),
-            Site(base, self.sites[1].token, 1, self.stop),
+            ResumingSite(base, self.sites[1].token, 1, self.stop),
             BluntSite(base, self.sites[2].token, 2, self.stop),
         ]
         errors: list[BaseException] = []

@@ -83,6 +83,7 @@ class Run:
                 for lane in working:
                     lane.check()
                     lane.close()
+                assert not OUTAGES["500"], f"an outage is no bug of the server: {dict(OUTAGES)}"
                 report = self._report(working, calm, time.monotonic() - began)
                 assert not (never := self.stack.traps.never_hit()), f"never hit: {sorted(never)}"
         finally:
