@@ -43,8 +43,8 @@ class Traps:
         """Hits by point and process."""
         found: Counter[tuple[str, str]] = Counter()
         for path in (self.folder / "hits").iterdir():
-            who, *points = path.read_text().splitlines()
-            found.update((point, _name(who)) for point in points)
+            lines = path.read_text().splitlines()  # none yet, if it was made just now
+            found.update((point, _name(lines[0])) for point in lines[1:])
         return found
 
     def fired(self) -> Counter[tuple[str, str]]:
