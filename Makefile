@@ -10,7 +10,7 @@ NO_DB := $(wildcard tests/ai/test_containers*.py tests/ai/test_hostile*.py tests
   tests/api/test_hostile_uploads.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo serve check test test-sqlite test-postgres test-heavy fuzz bench docs fix clean
+.PHONY: help venv demo serve check test test-sqlite test-postgres test-heavy test-faults fuzz bench docs fix clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,9 @@ test-postgres: venv ## what depends on the database, on PostgreSQL
 
 test-heavy: venv ## minutes and gigabytes, and a GPU where there is one
 	$(PY) -m pytest -m "heavy or gpu"
+
+test-faults: venv ## kill real processes 200 times; FAULTS=20 and SEED=7 for fewer, and the same again
+	FL_FAULTS=$(or $(FAULTS),200) FL_FAULTS_SEED=$(SEED) $(PY) -m pytest -s -m faults tests/system/test_faults.py
 
 fuzz: venv ## ten minutes of hostile files, guided by coverage; SECONDS=60 for less
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[fuzz]'

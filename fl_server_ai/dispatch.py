@@ -11,6 +11,8 @@ from django.conf import settings
 from django.db import transaction
 from kombu.exceptions import KombuError
 
+from fl_server_core.killpoints import around
+
 log = logging.getLogger("fl.server")
 PROCESS = "fl_server_ai.trainer.tasks.process_trainer_task"
 DELIVER = "fl_server_ai.trainer.tasks.deliver_notifications"
@@ -38,16 +40,21 @@ def register_sender(executor: str, sender: Sender) -> None:
     _senders[executor] = sender
 
 
+def _send(step: str, task: str, ids: list[int]) -> None:
+    with around(step):
+        _senders[settings.FL_EXECUTOR](task, ids)
+
+
 def dispatch_event(event_id: int) -> None:
     """Hint, once the transaction has committed, that this trainer event waits."""
-    transaction.on_commit(lambda: _senders[settings.FL_EXECUTOR](PROCESS, [event_id]), robust=True)
+    transaction.on_commit(lambda: _send("hint.event", PROCESS, [event_id]), robust=True)
 
 
 def dispatch_notifications() -> None:
     """Hint, once the transaction has committed, that messages wait to be delivered."""
-    transaction.on_commit(lambda: _senders[settings.FL_EXECUTOR](DELIVER, []), robust=True)
+    transaction.on_commit(lambda: _send("hint.messages", DELIVER, []), robust=True)
 
 
 def dispatch_inference(job_id: int) -> None:
     """Hint, once the transaction has committed, that this question to a model waits."""
-    transaction.on_commit(lambda: _senders[settings.FL_EXECUTOR](INFERENCE, [job_id]), robust=True)
+    transaction.on_commit(lambda: _send("hint.question", INFERENCE, [job_id]), robust=True)

@@ -5,6 +5,7 @@ from typing import Any
 
 from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
 from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
+from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
 from django.urls import Resolver404, resolve
 from django.views.csrf import csrf_failure as django_csrf_failure
@@ -18,6 +19,7 @@ from fl_server_api.draining import drain
 from fl_server_core import exceptions as domain
 
 log = logging.getLogger("fl.server")
+RETRY_SECONDS = 2
 STATUS: dict[type[domain.DomainError], int] = {
     domain.Invalid: 400,
     domain.NotPermitted: 403,
@@ -65,9 +67,13 @@ def handle(error: Exception, context: dict[str, Any]) -> Response | None:
 
 
 def _answer(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]] | None:
+    if isinstance(error, OperationalError | InterfaceError):
+        log.warning("the database is away: %s", error)
+        said = "the database can't be asked just now; try again in a moment"
+        status, body, _ = _domain(domain.Unavailable(said, code="DATABASE_AWAY"))
+        return status, body, {"Retry-After": str(RETRY_SECONDS)}
     if isinstance(error, domain.DomainError):
-        status = next(s for kind, s in STATUS.items() if isinstance(error, kind))
-        return status, {"detail": error.detail, "code": error.error_code, **error.data}, {}
+        return _domain(error)
     if isinstance(error, UnreadablePostError):  # nobody may be left to read the answer
         said = "the request's body could not be read to its end"
         return 400, {"detail": said, "code": "BODY_INTERRUPTED"}, {}
@@ -84,6 +90,11 @@ def _answer(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]] | No
     if isinstance(error, exceptions.APIException):
         return _api(error)
     return None
+
+
+def _domain(error: domain.DomainError) -> tuple[int, dict[str, Any], dict[str, str]]:
+    status = next(s for kind, s in STATUS.items() if isinstance(error, kind))
+    return status, {"detail": error.detail, "code": error.error_code, **error.data}, {}
 
 
 def _api(error: exceptions.APIException) -> tuple[int, dict[str, Any], dict[str, str]]:

@@ -13,6 +13,8 @@ from django.conf import settings
 from django.core.files import File
 from django.core.files.storage import FileSystemStorage, Storage, storages
 
+from fl_server_core.killpoints import around, reached
+
 if TYPE_CHECKING:
     from fl_server_core.models.weights import Blob
 
@@ -35,9 +37,11 @@ class DurableStorage(FileSystemStorage):
         if not target.parent.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             fsync_dir(target.parent.parent)
-        source.replace(target)
+        with around("file.rename"):
+            source.replace(target)
         if synced:
             fsync_dir(target.parent)
+            reached("file.synced")
 
     def sync(self, name: str) -> None:
         """Make durable what was adopted unsynced; FileNotFoundError if it is gone."""

@@ -11,7 +11,7 @@ import pytest
 
 from tests.system.servers import Postgres, Redis, reap
 
-LEFT_OUT = ("heavy", "gpu")
+LEFT_OUT = ("heavy", "gpu", "faults")
 TIMEOUT_SECONDS = 300.0
 _suite: list[Postgres] = []  # the server that Django's own test database is on
 

@@ -210,6 +210,9 @@ CELERY_WORKER_HIJACK_ROOT_LOGGER = False  # LOGGING below is meant
 CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = (
     False  # the row is ours, not the message
 )
+# A process of the pool imports torch before it is up. With Celery's 4 s one that has died (out of memory)
+# is followed, on a busy machine, by others that are all killed for being late, for ever.
+CELERY_WORKER_PROC_ALIVE_TIMEOUT = 300.0
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None  # a worker waits for its broker as long as it takes
 CELERY_BROKER_TRANSPORT_OPTIONS = {
@@ -245,6 +248,7 @@ FL_WEBHOOK_READ_SECONDS = 10.0
 
 # --- API --------------------------------------------------------------------------------------
 
+FL_KILL_POINTS: Path | None = None  # no variable sets it: fl_server_core/killpoints.py
 FL_WEB_THREADS = env_int(
     "FL_WEB_THREADS",
     250,

@@ -32,6 +32,7 @@ from fl_server_ai.uncertainty.options import parse_options
 from fl_server_ai.uncertainty.report import calibration_report
 from fl_server_ai.uncertainty.summary import Summary, plain_answer
 from fl_server_core.exceptions import Conflict, DomainError, Unavailable
+from fl_server_core.killpoints import reached
 from fl_server_core.models import Blob, GlobalModel, InferenceJob, MeanMember
 from fl_server_core.models.inference import JobKind
 from fl_server_core.services.blobs import blob_discard
@@ -63,6 +64,7 @@ def job_work(job_id: int) -> None:
                 _store(job, [_judged(job, notes)], notes)
                 return
             answer = _answer(job, notes)
+            reached("question.answered")
             _store(job, [as_raw(t, name) for name, t in answer.tensors().items()], notes)
         except DomainError as error:
             job_fail(job=job, error=error)

@@ -24,6 +24,7 @@ from fl_server_ai.notifications.transports import (
     Unreachable,
 )
 from fl_server_core.exceptions import IllegalMove
+from fl_server_core.killpoints import around
 from fl_server_core.lifecycle import NotificationState, TaskState, move
 from fl_server_core.models import Notification, Task
 from fl_server_core.services.tokens import webhook_secret
@@ -83,11 +84,11 @@ def _claim_due(most: int) -> list[int]:
 
 def _claim(pk: int) -> bool:
     now = timezone.now()
-    return bool(
-        Notification.objects.filter(
-            pk=pk, state=NotificationState.QUEUED, next_attempt_at__lte=now
-        ).update(attempt=F("attempt") + 1, next_attempt_at=now + IN_FLIGHT)
+    due = Notification.objects.filter(
+        pk=pk, state=NotificationState.QUEUED, next_attempt_at__lte=now
     )
+    with around("message.claim"):
+        return bool(due.update(attempt=F("attempt") + 1, next_attempt_at=now + IN_FLIGHT))
 
 
 def _in_thread(pk: int, on_gone: OnGone) -> None:
@@ -117,7 +118,9 @@ def _deliver(pk: int, on_gone: OnGone) -> None:
         return
     try:
         url = notification.receiver.message_endpoint
-        status = _transport(url).deliver(message_of(notification, url))
+        transport, message = _transport(url), message_of(notification, url)
+        with around("message.send"):
+            status = transport.deliver(message)
     except Rejected as error:
         _gone(task, "REJECTED", str(error), on_gone)
         _settle(notification, NotificationState.REJECTED, str(error), error.status)
@@ -130,13 +133,14 @@ def _deliver(pk: int, on_gone: OnGone) -> None:
 def _settle(
     notification: Notification, state: NotificationState, error: str, status: int | None = None
 ) -> None:
-    move(
-        notification,
-        state,
-        last_error=error[:MAX_ERROR],
-        last_status=status,
-        finished_at=timezone.now(),
-    )
+    with around("message.settle"):
+        move(
+            notification,
+            state,
+            last_error=error[:MAX_ERROR],
+            last_status=status,
+            finished_at=timezone.now(),
+        )
 
 
 def _transport(url: str) -> Transport:

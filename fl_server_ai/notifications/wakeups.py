@@ -20,6 +20,7 @@ from django.utils import timezone
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from fl_server_core.killpoints import around
 from fl_server_core.lifecycle import TaskState
 from fl_server_core.models import Participant, Task
 
@@ -94,7 +95,12 @@ def publish(user_ids: Iterable[str]) -> None:
     """Wake these users' long-polls, in every process, once the transaction has committed. Never raises."""
     ids = list(user_ids)
     if ids:
-        transaction.on_commit(lambda: _publish(ids), robust=True)
+        transaction.on_commit(lambda: _tell(ids), robust=True)
+
+
+def _tell(ids: list[str]) -> None:
+    with around("wake"):
+        _publish(ids)
 
 
 def _publish(ids: list[str]) -> None:

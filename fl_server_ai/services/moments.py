@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from django.db import transaction
 
 from fl_server_ai.containers import Manifest, TensorInfo, check_finite, read_manifest
 from fl_server_ai.containers.writing import read_blocks
@@ -16,6 +15,7 @@ from fl_server_ai.services.rounds import round_advance
 from fl_server_ai.services.training_options import trainer_options
 from fl_server_ai.services.updates import update_precheck
 from fl_server_core.exceptions import Invalid, KeyMismatch, ShapeMismatch, Unusable
+from fl_server_core.killpoints import committing
 from fl_server_core.models import GlobalModel, SwagMoments, Training, User
 from fl_server_core.services.blobs import blob_discard
 from fl_server_core.services.moments import combined_moments, moments_accept
@@ -76,7 +76,7 @@ def moments_submit(
         publish_means()
         publish_squares()
         try:
-            with transaction.atomic():
+            with committing("moments.accept"):
                 training = training_locked(training.pk)
                 moments, created = moments_accept(
                     training=training, owner=owner, number=round, sample_size=sample_size,

@@ -11,6 +11,7 @@ from django.utils import timezone
 from fl_server_ai.dispatch import dispatch_event, dispatch_inference, dispatch_notifications
 from fl_server_ai.services.rounds import RUNNING, round_advance, training_fail
 from fl_server_core.exceptions import Unavailable
+from fl_server_core.killpoints import reached
 from fl_server_core.lifecycle import (
     OPEN_PHASES,
     EventState,
@@ -45,6 +46,7 @@ class Sweep:
 
 def sweep() -> Sweep:
     """Re-dispatch or end work without a live lease, close overdue rounds, delete what is doomed."""
+    reached("sweep:before")
     dispatched, failed = _events()
     _questions()
     closed = _deadlines()
@@ -54,6 +56,7 @@ def sweep() -> Sweep:
         dispatch_notifications()
     deleted = blobs_delete_doomed()
     _housekeeping()
+    reached("sweep:after")
     return Sweep(dispatched, failed, closed, deleted)
 
 

@@ -21,6 +21,7 @@ from fl_server_core.exceptions import (
     NotPermitted,
     Unusable,
 )
+from fl_server_core.killpoints import committing
 from fl_server_core.lifecycle import RoundPhase, TrainingState, move
 from fl_server_core.models import GlobalModel, Round, Training, User
 from fl_server_core.models.notifications import NotificationType
@@ -89,7 +90,7 @@ def training_notices(training: Training) -> list[str]:
     return notices
 
 
-@transaction.atomic
+@committing("training.start")
 def training_start(*, training: Training, user: User) -> None:
     """Start a training: TRAINING_START, then the first round. A second start is an `IllegalMove`."""
     if training.actor_id != user.pk and not user.is_superuser:

@@ -6,12 +6,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from django.db import transaction
-
 from fl_server_ai.containers import check_against, check_finite, check_ties, read_manifest
 from fl_server_ai.services.intake import canonical_blob
 from fl_server_ai.services.rounds import round_advance
 from fl_server_core.exceptions import Conflict, Invalid, NotFound, NotPermitted
+from fl_server_core.killpoints import committing, reached
 from fl_server_core.lifecycle import TaskKind
 from fl_server_core.models import GlobalModel, LocalModel, Training, Upload, User
 from fl_server_core.selectors import get_visible, models_visible_to
@@ -63,6 +62,7 @@ def update_submit(
     metric_names_check(metrics)
     if not 1 <= sample_size <= rounds.MAX_SAMPLES:
         raise Invalid(f"sample_size is 1 to {rounds.MAX_SAMPLES}", code="SAMPLE_SIZE")
+    reached("upload.staged")
     with canonical_blob(file, sha256=sha256) as (manifest, blob, publish):
         with local_path(training.base_version.blob) as base:
             check_against(manifest, read_manifest(base))
@@ -70,7 +70,7 @@ def update_submit(
         check_finite(publish.path, manifest)
         publish()
         try:
-            with transaction.atomic():
+            with committing("update.accept"):
                 training = training_locked(training.pk)
                 update, created = rounds.update_accept(
                     training=training,
@@ -123,7 +123,7 @@ def _receipt(update: LocalModel, created: bool) -> Receipt:
     return Receipt(update, created, tally.done, tally.done + tally.open, update.round.deadline)
 
 
-@transaction.atomic
+@committing("metrics.accept")
 def metrics_submit(
     *,
     model_id: uuid.UUID | str,

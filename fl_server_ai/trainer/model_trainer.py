@@ -8,6 +8,7 @@ from fl_server_ai.services import trainings
 from fl_server_ai.services.training_options import trainer_options
 from fl_server_ai.trainer.events.base import ModelTrainerEvent
 from fl_server_ai.trainer.options import TrainerOptions
+from fl_server_core.killpoints import committing
 from fl_server_core.models import Round, TrainerEvent, Training
 from fl_server_core.services.events import event_finish
 from fl_server_core.services.rounds import current_round
@@ -78,7 +79,7 @@ class ModelTrainer:
         """Do the event's work, then what follows; the claimed row is done in the same commit."""
         current = event(self) if isinstance(event, type) else event
         current.handle()
-        with transaction.atomic():
+        with committing("event.finish"):
             self._locked()
             if self.work is None or event_finish(event=self.work):
                 current.next()

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from django.db import transaction
 from safetensors import safe_open
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from fl_server_ai.services.training_options import TrainerOptions, swag_variance
 from fl_server_ai.trainer.deviations import combine_deviations
 from fl_server_ai.uncertainty.moments import Moments, combine_moments
 from fl_server_core.exceptions import AggregationException, DomainError
+from fl_server_core.killpoints import committing, reached
 from fl_server_core.lifecycle import RoundPhase
 from fl_server_core.models import Blob, Round, SwagMoments, TrainerEvent, Training
 from fl_server_core.services.blobs import blob_discard, blob_store
@@ -51,7 +51,8 @@ def combine_round(
             path.unlink(missing_ok=True)
     blobs += [deviations] if deviations is not None else []
     try:
-        with transaction.atomic():
+        reached("moments.written")
+        with committing("moments.publish"):
             training_locked(training.pk)
             current = Round.objects.select_related("training").get(pk=round.pk)
             held = work is None or event_held(event=work)

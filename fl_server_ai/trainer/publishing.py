@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from django.conf import settings
-from django.db import transaction
 from django.utils import timezone
 
 from fl_server_ai.aggregation import UpdateMeta
@@ -14,6 +13,7 @@ from fl_server_ai.aggregation.engine import Aggregated, UpdateFile, aggregate
 from fl_server_ai.services.chaining import weight_of
 from fl_server_ai.services.training_options import TrainerOptions, strategy_of
 from fl_server_core.exceptions import AggregationException
+from fl_server_core.killpoints import committing, reached
 from fl_server_core.lifecycle import RoundPhase, UpdateState, move_all
 from fl_server_core.models import (
     Blob,
@@ -55,6 +55,7 @@ def aggregate_round(
     out, state_out = staging_path(".safetensors"), staging_path(".state")
     try:
         result = _aggregate(training, round, updates, options, out, state_out)
+        reached("aggregation.written")
         blobs = [blob_store(source=out, digest=result.digest, size=result.size)]
         if state_out.exists():  # only of strategies that remember something
             blobs.append(_state_blob(state_out))
@@ -144,7 +145,7 @@ def _aggregate(
         )
 
 
-@transaction.atomic
+@committing("round.publish")
 def _publish(
     training: Training,
     round: Round,

@@ -9,6 +9,7 @@ from django.db import DatabaseError
 from django.db.models import F, Q
 from django.utils import timezone
 
+from fl_server_core.killpoints import around, reached
 from fl_server_core.models import Blob
 from fl_server_core.storage import store, weights_storage
 
@@ -49,7 +50,8 @@ def blob_discard(*, blob: Blob) -> None:
     except DatabaseError:
         return
     if not kept:
-        weights_storage().delete(blob.name)
+        with around("blob.discard"):
+            weights_storage().delete(blob.name)
 
 
 def blobs_doom_unreferenced(*, ids: list[int] | None = None) -> int:
@@ -69,8 +71,10 @@ def blobs_delete_doomed() -> int:
     # A mark may be of an unsynced commit; it must not be lost once its file is gone.
     Blob.objects.filter(pk__in=[blob.pk for blob in doomed]).update(doomed_at=F("doomed_at"))
     for blob in doomed:
-        storage.delete(blob.name)
-        blob.delete()
+        with around("blob.delete"):
+            storage.delete(blob.name)
+            reached("blob.delete:file")
+            blob.delete()
     return len(doomed)
 
 

@@ -6,6 +6,7 @@ from django.conf import settings
 from django.db.models import Case, F, Q, When
 from django.utils import timezone
 
+from fl_server_core.killpoints import reached
 from fl_server_core.lifecycle import EventState
 from fl_server_core.models import TrainerEvent
 
@@ -24,6 +25,7 @@ def event_claim(*, event_id: int) -> TrainerEvent | None:
 
     One that is still running although its lease is over was lost with its worker: that is a failure.
     """
+    reached("event.claim:before")
     lost = Case(When(state=EventState.RUNNING, then=1), default=0)
     claimed = (
         TrainerEvent.objects.filter(_claimable(), pk=event_id)
@@ -38,6 +40,7 @@ def event_claim(*, event_id: int) -> TrainerEvent | None:
     )
     if not claimed:
         return None
+    reached("event.claim:after")
     return TrainerEvent.objects.select_related("training__model", "round").get(pk=event_id)
 
 

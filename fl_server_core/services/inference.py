@@ -16,6 +16,7 @@ from django.utils import timezone
 from fl_server_core import exceptions
 from fl_server_core.commits import unsynced
 from fl_server_core.exceptions import DomainError
+from fl_server_core.killpoints import committing, reached
 from fl_server_core.lifecycle import EventState
 from fl_server_core.models import Blob, InferenceJob
 from fl_server_core.services.blobs import blobs_doom_unreferenced
@@ -27,6 +28,7 @@ BATCH = 500
 
 
 @unsynced()
+@committing("question.ask")
 def job_create(*, data: bytes | None, file: Blob | None, **fields: Any) -> InferenceJob:
     """Store a question; its input is `data`, or `file`, whose row is made with the job's."""
     if file is not None:
@@ -47,6 +49,7 @@ def job_keep(*, job: InferenceJob) -> None:
 
 def job_claim(*, job_id: int) -> InferenceJob | None:
     """Take the job for one attempt; None if it is done, taken, gone, or was lost too often."""
+    reached("question.claim:before")
     with unsynced():
         claimed = InferenceJob.objects.filter(
             Q(state=EventState.PENDING) | _lost(), pk=job_id, attempt__lt=settings.FL_EVENT_ATTEMPTS
@@ -57,6 +60,7 @@ def job_claim(*, job_id: int) -> InferenceJob | None:
         )
     if not claimed:
         return None
+    reached("question.claim:after")
     related = ("model__template", "model__preprocessing", "weights", "input_file")
     return InferenceJob.objects.select_related(*related).filter(pk=job_id).first()
 
@@ -67,6 +71,7 @@ def job_renew(*, job: InferenceJob) -> bool:
 
 
 @unsynced()
+@committing("question.finish")
 def job_finish(
     *, job: InferenceJob, data: bytes | None, file: Blob | None, notes: Sequence[str] = ()
 ) -> bool:

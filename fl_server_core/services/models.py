@@ -5,12 +5,13 @@ from collections.abc import Iterable
 from django.db import transaction
 
 from fl_server_core.exceptions import Conflict, NotPermitted
+from fl_server_core.killpoints import committing
 from fl_server_core.models import Blob, GlobalModel, ModelVersion, Training, User
 from fl_server_core.models.weights import ModelType
 from fl_server_core.services.blobs import blobs_doom_unreferenced
 
 
-@transaction.atomic
+@committing("model.create")
 def model_create(
     *,
     owner: User,

@@ -10,6 +10,7 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from fl_server_core.exceptions import Conflict, Invalid, NotPermitted
+from fl_server_core.killpoints import committing
 from fl_server_core.lifecycle import TERMINAL_TRAINING_STATES, TaskState, TrainingState, move
 from fl_server_core.models import GlobalModel, MeanMember, Participant, Task, Training, User
 from fl_server_core.models.notifications import NotificationType
@@ -37,7 +38,7 @@ def participants_active(training: Training) -> list[User]:
     )
 
 
-@transaction.atomic
+@committing("training.create")
 def training_create(
     *,
     actor: User,

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import connection
 from django.utils import timezone
 
 from fl_server_core.exceptions import (
@@ -20,6 +20,7 @@ from fl_server_core.exceptions import (
     TooLarge,
     Unusable,
 )
+from fl_server_core.killpoints import around, committing
 from fl_server_core.models import LocalModel, Upload, User
 from fl_server_core.services.parts import Parts
 from fl_server_core.storage import staging_path
@@ -36,7 +37,7 @@ class Taken:
     sha256: str
 
 
-@transaction.atomic
+@committing("upload.create")
 def upload_create(*, owner: User, length: int, sha256: str = "", metadata: str = "") -> Upload:
     """Announce a file. `OutOfSpace` at once if the disk could not take it, however long it takes to come."""
     if length < 1:
@@ -92,7 +93,7 @@ def upload_append(
         )
     Upload.objects.filter(pk=upload.pk).update(expires_at=timezone.now() + KEPT)
     _release_connection()
-    with parts.writing() as write:
+    with parts.writing() as write, around("upload.append"):
         if checksum is None:
             offset = _receive(write, blocks, offset, upload.length)
         else:
@@ -154,7 +155,8 @@ def upload_finish(upload: Upload) -> None:
             code="DIGEST_MISMATCH",
         )
     now = timezone.now()
-    Upload.objects.filter(pk=upload.pk).update(sha256=found, finished_at=now)
+    with around("upload.finish"):
+        Upload.objects.filter(pk=upload.pk).update(sha256=found, finished_at=now)
     upload.sha256, upload.finished_at = found, now
 
 
@@ -191,7 +193,8 @@ def upload_taken(upload: Upload) -> Iterator[Taken]:
 
 def upload_used(upload: Upload, *, update: LocalModel | None = None) -> None:
     """Its bytes have become something that is committed; the file is no longer needed."""
-    Upload.objects.filter(pk=upload.pk).update(used_at=timezone.now(), update=update)
+    with around("upload.used"):
+        Upload.objects.filter(pk=upload.pk).update(used_at=timezone.now(), update=update)
     Parts(upload.pk).delete()
 
 

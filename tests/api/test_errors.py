@@ -5,9 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from django.db import InterfaceError, OperationalError
 from django.test import Client
 
-from fl_server_api.errors import STATUS, csrf_failure
+from fl_server_api.errors import STATUS, csrf_failure, handle
 from fl_server_core import exceptions
 from fl_server_core.services.tokens import token_issue
 from tests.scenes import person, scene
@@ -234,3 +235,13 @@ def test_every_way_to_log_in_works(login) -> None:
     session = login(None)
     session.force_login(ada)
     assert session.get("/api/users/myself/").status_code == 200
+
+
+@pytest.mark.parametrize("kind", [OperationalError, InterfaceError])
+def test_a_database_that_is_away_is_said_to_be_away(kind: type[Exception]) -> None:
+    answer = handle(kind("server closed the connection unexpectedly"), {})
+
+    assert answer is not None
+    assert (answer.status_code, answer.data["code"]) == (503, "DATABASE_AWAY")
+    assert answer.headers["Retry-After"] == "2"
+    assert "connection" not in answer.data["detail"]

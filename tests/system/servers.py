@@ -109,10 +109,39 @@ class Postgres:
         self._server.psql(f'CREATE DATABASE "{name}"')
         return self.database(name)
 
+    def kill(self) -> None:
+        """`kill -9` of the postmaster and all of its processes; the data stay."""
+        postmaster = psutil.Process(self.pid)
+        family = [postmaster, *postmaster.children(recursive=True)]
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family, 10)
+
+    def start(self) -> None:
+        """Start it again after a kill; it recovers by itself."""
+        self._server.ensure_postgres_running()
+        self._record = _record(self._folder, self._server.get_pid())
+
     def stop(self) -> None:
         self._server.cleanup()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._record.unlink(missing_ok=True)
+
+
+class Keeper:
+    """Remembers one process that is started again and again, so that the next run can end it."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="fl-kept-", dir=TMP))
+
+    def note(self, pid: int) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may be dead already
+            _record(self._folder, pid)
+
+    def forget(self) -> None:
+        (_records() / f"{self._folder.name}.json").unlink(missing_ok=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def free_port() -> int:

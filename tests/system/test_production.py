@@ -192,6 +192,12 @@ def test_a_worker_killed_while_it_aggregates_changes_no_bit(deployment: Deployme
     assert deployment.rows(attempts, cohort.training) == [(2,)]
 
 
+def test_a_pool_process_that_is_slow_to_import_torch_is_waited_for() -> None:
+    from fl_server.celery import app
+
+    assert app.conf.worker_proc_alive_timeout >= 60
+
+
 def test_redis_killed_in_mid_run_costs_only_time(deployment: Deployment) -> None:
     cohort = deployment.gather("redis", 1000)
     updates = "SELECT count(*) FROM fl_server_core_localmodel WHERE training_id = %s"

@@ -1,9 +1,9 @@
 """Every update of a chain step is in: the models go on to the next sites, and nothing is averaged."""
 
-from django.db import transaction
 from django.utils import timezone
 
 from fl_server_ai.trainer.events.training_round_finished import TrainingRoundFinished
+from fl_server_core.killpoints import committing
 from fl_server_core.lifecycle import RoundPhase, move
 from fl_server_core.models import GlobalModel
 from fl_server_core.services.chains import chain_consume
@@ -17,7 +17,7 @@ class DaisyChainRoundFinished(TrainingRoundFinished):
     Who goes on with whose model is drawn when the next round opens, over those who are there then.
     """
 
-    @transaction.atomic
+    @committing("chain.step")
     def handle(self) -> None:
         """Count the round and settle the updates that others went on from; done already, nothing happens."""
         round, training = self.trainer.round, training_locked(self.training.pk)

@@ -3,6 +3,7 @@
 from django.utils import timezone
 
 from fl_server_ai.trainer.events.base import ModelTrainerEvent
+from fl_server_core.killpoints import committing
 from fl_server_core.lifecycle import RoundPhase, move
 from fl_server_core.services.metrics import metrics_aggregate
 
@@ -14,7 +15,8 @@ class ModelTestFinished(ModelTrainerEvent):
         """Store the sample-weighted mean of every metric, over those who sent it."""
         round = self.trainer.round
         if round is not None and round.phase == RoundPhase.TESTING:
-            metrics_aggregate(model=self.training.model, step=self.training.model.round)
+            with committing("metrics.mean"):
+                metrics_aggregate(model=self.training.model, step=self.training.model.round)
 
     def next(self) -> None:
         """Open the next round below the target, else finish."""
