@@ -56,10 +56,11 @@ class FedNova(Strategy[FedNovaOptions]):
     def weights(self, metas: Sequence[UpdateMeta], gram: "Tensor | None") -> Sequence[float]:
         sizes = sample_weights(metas, self.options.weighting)
         norms = [self._norm(meta) for meta in metas]
-        weights = [size / norm for size, norm in zip(sizes, norms, strict=True)]
+        top = max(norms)  # times top: where all norms are alike, the weights are whole numbers
+        weights = [size * (top / norm) for size, norm in zip(sizes, norms, strict=True)]
         total = sum(sizes)
         steps = math.fsum(size * norm for size, norm in zip(sizes, norms, strict=True)) / total
-        self.factor = self.options.gamma * steps * (math.fsum(weights) / total)
+        self.factor = self.options.gamma * steps * (math.fsum(weights) / top / total)
         return weights
 
     def _norm(self, meta: UpdateMeta) -> float:

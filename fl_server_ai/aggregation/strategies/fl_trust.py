@@ -39,7 +39,11 @@ class FLTrust(Strategy[FLTrustOptions]):
     paper = "2012.13995"
     needs_gram = True
     may_keep = True
+    assumes = "the root's and another"
     share = 1.0
+
+    def fewest(self) -> int:
+        return 2
 
     def weights(self, metas: Sequence[UpdateMeta], gram: "Tensor | None") -> Sequence[float]:
         root = self.options.root or self.facts.actor

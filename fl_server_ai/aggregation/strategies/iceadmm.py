@@ -36,7 +36,7 @@ class ICEADMM(Strategy[IIADMMOptions]):
         return penalties
 
     def update(self, x: "Tensor", y: "Tensor", state: "dict[str, Tensor]") -> "Tensor":
-        return y - state["admm.dual"] * -self.ratio
+        return y - (0 - state["admm.dual"]) * self.ratio  # -0 stays -0
 
     def client_config(self) -> dict[str, Any]:
         return {"rho": self.options.rho}
