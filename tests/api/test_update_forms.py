@@ -10,8 +10,10 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from safetensors.numpy import load, save
 from safetensors.torch import save as torch_save
 
+from fl_client import Context, encodings
+from fl_client.safetensors_io import save as sdk_save
 from fl_server_ai.trainer.tasks import process_trainer_task
-from fl_server_core.models import LocalModel, TrainerEvent
+from fl_server_core.models import LocalModel, Task, TrainerEvent
 from fl_server_core.storage import local_path
 from tests.scenes import Arrays, Scene, scene, weights
 
@@ -421,3 +423,29 @@ def test_a_gradient_may_leave_tensors_out(login) -> None:
     got = result(running)
     assert got[B].tolist() == [-0.5, -1.0, -1.5]
     assert got[W].tolist() == [[0.0, 0.0]] * 3
+
+
+def test_what_the_sdk_encodes_is_what_the_server_reads(login, running, tmp_path) -> None:
+    start, end = weights(2.0), weights(2.0)
+    rng = np.random.default_rng(3)
+    end[W] = (end[W] + rng.standard_normal((3, 2))).astype(np.float32)
+    end[N] = np.array(5)
+    context = Context({"round": 1}, lambda _: {}, folder=tmp_path / "memory")
+    change = encodings.delta(start, end)
+    error = float(np.abs(end[W] - start[W]).max())
+    coded = {
+        0.0: change,
+        error / 1024: encodings.fp16(change),
+        error / 127: encodings.int8(change),
+        error: encodings.topk(start, end, 2, context),
+        3 * error: encodings.qsgd(change, 7, rng),
+    }
+
+    for most, one in coded.items():
+        path = tmp_path / "update"
+        sdk_save(path, one.weights, one.metadata)
+        got = stored(post(login, running, "ada", path.read_bytes()))
+        assert np.abs(got[W] - end[W]).max() <= most + 1e-7, one.metadata
+        assert got[N] == 5
+        LocalModel.objects.filter(round__number=1).delete()
+        Task.objects.filter(round__number=1).update(state="open")
