@@ -2,7 +2,7 @@
 
 
 def norm(steps: int, *, momentum: float = 0.0, lr: float = 0.0, mu: float = 0.0) -> float:
-    """|a|_1 of the paper, to be sent as `extras={"fednova.norm": ...}` where `num_steps` alone would not do.
+    """The L1 norm of a_k in the paper, to be sent as `extras={"fednova.norm": ...}` where `num_steps` alone would not do.
 
     Plain SGD: the steps. SGD with momentum rho: (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho). With a
     proximal term mu and learning rate lr: (1 - (1 - lr mu)^tau) / (lr mu). ValueError for both at once.

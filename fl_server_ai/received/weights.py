@@ -69,7 +69,12 @@ class Decoder:
                 else:
                     yield from blocks(base, wanted)
             elif name in self._coded:
-                yield from self._floats(self._coded[name], wanted, base)
+                coded = self._coded[name]
+                as_it_is = coded.dense and info.dtype == wanted.dtype
+                if as_it_is and self.form.kind != "delta":
+                    yield from blocks(sent, info)
+                else:
+                    yield from self._floats(coded, wanted, base)
             elif self.form.kind == "delta" and wanted.dtype != "BOOL" and wanted.dtype in NUMPY:
                 for one, other in zip(blocks(sent, info), blocks(base, wanted), strict=True):
                     kind = NUMPY[wanted.dtype]

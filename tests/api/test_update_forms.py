@@ -1,5 +1,6 @@
 """Updates of every kind and encoding over HTTP: what they come to, and what is refused by name."""
 
+import io
 import json
 from typing import Any
 
@@ -13,8 +14,8 @@ from safetensors.torch import save as torch_save
 from fl_client import Context, encodings
 from fl_client.safetensors_io import save as sdk_save
 from fl_server_ai.trainer.tasks import process_trainer_task
-from fl_server_core.models import LocalModel, Task, TrainerEvent
-from fl_server_core.storage import local_path
+from fl_server_core.models import Blob, LocalModel, Task, TrainerEvent
+from fl_server_core.storage import local_path, weights_storage
 from tests.scenes import Arrays, Scene, scene, weights
 
 pytestmark = pytest.mark.django_db
@@ -449,3 +450,78 @@ def test_what_the_sdk_encodes_is_what_the_server_reads(login, running, tmp_path)
         assert got[N] == 5
         LocalModel.objects.filter(round__number=1).delete()
         Task.objects.filter(round__number=1).update(state="open")
+
+
+def test_a_delta_sent_again_after_its_round_gets_the_same_receipt(login, running) -> None:
+    metadata = {"kind": "delta"}
+    first = post(login, running, "ada", weights(0.5), metadata=metadata)
+    post(login, running, "grace", weights(0.5), metadata=metadata)
+    result(running)
+
+    again = post(login, running, "ada", weights(0.5), metadata=metadata, round=1)
+
+    assert (again.status_code, again.json()["update_id"]) == (200, first.json()["update_id"])
+
+
+def test_extras_in_an_npz_are_the_same(login) -> None:
+    running = scene(method="SCAFFOLD")
+    archive = io.BytesIO()
+    np.savez(archive, **SCAFFOLD)
+
+    answers = [
+        post(login, running, "ada", archive.getvalue()),
+        post(login, running, "ada", SCAFFOLD),
+    ]
+
+    assert [answer.status_code for answer in answers] == [201, 200]
+
+
+def test_the_files_beside_an_update_go_with_it(login) -> None:
+    running = scene(method="SCAFFOLD", skip_model_tests=True)
+    for site in ("ada", "grace"):
+        post(login, running, site, SCAFFOLD)
+    kept = [
+        blob.name for update in LocalModel.objects.all() for blob in (update.blob, update.extras)
+    ]
+
+    result(running)
+
+    assert not Blob.objects.filter(name__in=kept).exists()
+    assert not any(weights_storage().exists(name) for name in kept)
+
+
+def test_bfloat16_models_have_float32_variates(login) -> None:
+    running = scene(started=False)
+    client = login(running.actor)
+    start = torch_save({"w": torch.ones(3, dtype=torch.bfloat16), "v": torch.ones(2)})
+    body = {"name": "m", "description": "", "model_file": SimpleUploadedFile("w", start)}
+    model = client.post("/api/models/", body, format="multipart").json()["model_id"]
+    fields = {
+        "model_id": model,
+        "target_num_updates": 2,
+        "metric_names": [],
+        "aggregation_method": "SCAFFOLD",
+        "clients": [str(running.sites["ada"].pk)],
+        "options": {"skip_model_tests": True},
+    }
+    training = client.post("/api/trainings/", fields, format="json").json()["training_id"]
+    client.post(f"/api/trainings/{training}/start/")
+    site = login(running.sites["ada"])
+    sent = {
+        "w": torch.full((3,), 2.0, dtype=torch.bfloat16),
+        "v": torch.ones(2),
+        "extra.scaffold.dc.w": torch.tensor([0.1, 0.2, 0.3]),
+    }
+    body = {
+        "round": 0,
+        "sample_size": 1,
+        "model_file": SimpleUploadedFile("w", torch_save(sent)),
+    }
+    assert site.post(f"/api/models/{model}/", body, format="multipart").status_code == 201
+
+    process_trainer_task(TrainerEvent.objects.get(state="pending").pk)
+
+    extras = site.get("/api/tasks/").json()["task"]["extras"]
+    got = load(b"".join(site.get(extras["url"]).streaming_content))
+    assert got["extra.scaffold.c.w"].tolist() == np.array([0.1, 0.2, 0.3], np.float32).tolist()
+    assert got["extra.scaffold.c.v"].tolist() == [0.0, 0.0]
