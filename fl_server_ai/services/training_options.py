@@ -156,8 +156,26 @@ def options_validate(
             ],
         )
     uncertainty_options(uncertainty_method, options)
-    trainer = _split(aggregation_method, options)[0]
+    trainer, strategy, _ = _split(aggregation_method, options)
     _check_chaining(aggregation_method, options, trainer)
+    whole = strategy.takes == "weights" and not strategy.needs_steps and not strategy.extras()
+    if trainer.daisy_chain_period and not whole:
+        _refuse(
+            "daisy_chain_period",
+            f"{aggregation_method} needs more or other than the weights that sites hand on",
+        )
+    if uncertainty_method == UncertaintyMethod.ENSEMBLE and strategy.takes != "weights":
+        raise Invalid(
+            f"{aggregation_method} takes a {strategy.takes} of each site, which is no model to ask",
+            code="NO_MODELS",
+            errors=[
+                {
+                    "pointer": "/uncertainty_method",
+                    "code": "choice",
+                    "detail": "not ENSEMBLE with this strategy",
+                }
+            ],
+        )
     if trainer.swag_rank == 1:
         said = "0, or at least 2: one column has no spread"
         raise Invalid(

@@ -14,6 +14,7 @@ from safetensors.torch import save as torch_save
 from fl_client import Context, encodings
 from fl_client.safetensors_io import save as sdk_save
 from fl_server_ai.trainer.tasks import process_trainer_task
+from fl_server_core.exceptions import Invalid
 from fl_server_core.models import Blob, LocalModel, Task, TrainerEvent
 from fl_server_core.storage import local_path, weights_storage
 from tests.scenes import Arrays, Scene, scene, weights
@@ -525,3 +526,20 @@ def test_bfloat16_models_have_float32_variates(login) -> None:
     got = load(b"".join(site.get(extras["url"]).streaming_content))
     assert got["extra.scaffold.c.w"].tolist() == np.array([0.1, 0.2, 0.3], np.float32).tolist()
     assert got["extra.scaffold.c.v"].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("method", ["SCAFFOLD", "FedSGD", "FedNova", "FedPM", "qFedAvg"])
+def test_no_chains_of_what_is_no_model(method: str) -> None:
+    with pytest.raises(Invalid) as refusal:
+        scene(started=False, method=method, daisy_chain_period=2)
+
+    faults = refusal.value.data["errors"]
+    assert [fault["pointer"] for fault in faults] == ["/options/daisy_chain_period"]
+
+
+@pytest.mark.parametrize("method", ["FedSGD", "FedPM"])
+def test_no_ensembles_of_what_is_no_model(method: str) -> None:
+    with pytest.raises(Invalid) as refusal:
+        scene(started=False, method=method, uncertainty="ENSEMBLE")
+
+    assert refusal.value.error_code == "NO_MODELS"
