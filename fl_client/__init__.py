@@ -3,7 +3,7 @@
 Importing this loads neither NumPy nor torch.
 """
 
-from fl_client import prox, torch_support
+from fl_client import encodings, fednova, personal, prox, torch_support
 from fl_client.agent import run
 from fl_client.client import Client, Context, EvaluateResult, FitResult, SwagResult
 from fl_client.connection import Connection, connect
@@ -22,6 +22,7 @@ from fl_client.errors import (
     TrainingFailed,
     Unusable,
 )
+from fl_client.scaffold import Scaffold
 from fl_client.swag import SwagCollector
 from fl_client.trainings import Training
 
@@ -40,6 +41,7 @@ __all__ = [
     "FitResult",
     "NotFound",
     "NotPermitted",
+    "Scaffold",
     "ServerError",
     "Stopped",
     "SwagCollector",
@@ -50,6 +52,9 @@ __all__ = [
     "TrainingFailed",
     "Unusable",
     "connect",
+    "encodings",
+    "fednova",
+    "personal",
     "prox",
     "run",
     "torch_support",

@@ -4,6 +4,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from fl_client.errors import Stopped
@@ -18,13 +19,18 @@ class FitResult:
     """Weights after local training: the names and shapes that were handed out.
 
     `num_examples` is how many examples they were trained on and weighs them in the average;
-    `num_steps` is the number of optimiser steps, for strategies that normalise by it.
+    `num_steps` is the number of optimiser steps, for strategies that normalise by it. `extras` is what the
+    strategy wants beside the weights, by name: a number, or arrays by tensor name, as in
+    `{"prox.loss": 0.3, "scaffold.dc": {"layer.weight": ...}}`. `metadata` says what the weights are if not
+    whole ones (`kind`, `encoding`); `fl_client.encodings` makes both.
     """
 
     weights: Mapping[str, Any]
     num_examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     num_steps: int | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -50,16 +56,24 @@ class SwagResult:
 
 
 class Context:
-    """The task at hand (`task`, as the server sent it), and a line back while it is worked on."""
+    """The task at hand (`task`, as the server sent it), and a line back while it is worked on.
+
+    `extras` is what the strategy sends beside the weights, arrays by name and tensor: `{"scaffold.c": {...}}`.
+    `folder` is this site's own for this training, kept from round to round.
+    """
 
     def __init__(
         self,
         task: dict[str, Any],
         report: Callable[[dict[str, Any]], dict[str, Any]],
         interval: float = 5.0,
+        extras: Mapping[str, Mapping[str, Any]] | None = None,
+        folder: Path = Path(),
     ) -> None:
         self.task = task
         self.deadline = task.get("deadline")
+        self.extras = dict(extras or {})
+        self.folder = folder
         self._report = report
         self._interval = interval
         self._last: float | None = None

@@ -33,7 +33,9 @@ _CODES = {name: code for code, name in (NUMPY_DTYPES | TORCH_DTYPES).items()}
 _MAX_HEADER = 100_000_000
 
 
-def save(path: str | Path, weights: Mapping[str, Any]) -> str:
+def save(
+    path: str | Path, weights: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> str:
     """Write arrays or torch tensors; return the file's SHA-256 (hex).
 
     The file appears under `path` only when it is complete and on disk. Equal weights give equal
@@ -42,7 +44,8 @@ def save(path: str | Path, weights: Mapping[str, Any]) -> str:
     path = Path(path)
     codes = {name: _code(name, value) for name, value in weights.items()}
     order = sorted(codes, key=lambda name: (-_size(codes[name]), name))
-    header, offset = {}, 0
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
     for name in order:
         shape = [int(n) for n in weights[name].shape]
         end = offset + _count(shape) * _size(codes[name])

@@ -46,6 +46,15 @@ def proximal_term(
     return 0.5 * mu * total
 
 
+def add_to_gradients(module: "torch.nn.Module", correction: Mapping[str, Any]) -> None:
+    """Add arrays, by parameter name, to the gradients, such as SCAFFOLD's; call it before each step."""
+    import torch
+
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None and name in correction:
+            parameter.grad += torch.as_tensor(correction[name]).to(parameter.grad)
+
+
 def raw_bytes(tensor: "torch.Tensor") -> "np.ndarray[Any, np.dtype[np.uint8]]":
     """The tensor's elements in C order, little endian, as uint8 of shape (bytes,)."""
     import torch

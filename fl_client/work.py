@@ -1,5 +1,6 @@
 """One task from its arrival to its answer: download, train or evaluate, send."""
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from fl_client.client import (
 from fl_client.download import SAFETENSORS, fetch
 from fl_client.errors import Conflict, FLError, Stopped, is_settled
 from fl_client.journal import Entry, Journal
+from fl_client.memory import forget_round
+from fl_client.personal import together
 from fl_client.safetensors_io import is_torch, load, save
 from fl_client.transport import Transport
 from fl_client.upload import send_file
@@ -93,10 +96,15 @@ class Worker:
             given = {name: (_shape(value), value.dtype) for name, value in weights.items()}
             try:
                 result = self._client.fit(
-                    weights, dict(task.get("config") or {}), self._context(task)
+                    weights, dict(task.get("config") or {}), self._context(task, self._extras(task))
                 )
-                update, form = _fitting(result, given), _train_form(task, result)
-                digest = save(self._journal.place(task["id"]), update)
+                update = _fitting(result, given, dict(task.get("config") or {}))
+                form = _train_form(task, result)
+                digest = save(
+                    self._journal.place(task["id"]),
+                    update | extra_tensors(result.extras),
+                    dict(result.metadata),
+                )
             except Stopped:
                 raise
             except Exception as error:  # noqa: BLE001 - the site's own code may raise anything
@@ -116,6 +124,8 @@ class Worker:
                 self._journal.drop(task["id"])
             raise
         self._journal.drop(task["id"])
+        if ended == "closed":
+            forget_round(self._memories(task), int(task["round"]))
         return ended
 
     def _swag(self, task: Task) -> str:
@@ -178,7 +188,28 @@ class Worker:
         finally:
             path.unlink()
 
-    def _context(self, task: Task) -> Context:
+    def _extras(self, task: Task) -> dict[str, dict[str, Any]]:
+        """What the strategy sends beside the weights, by name and tensor."""
+        told = task.get("extras")
+        if not told:
+            return {}
+        path = self._journal.folder / "extras.safetensors"
+        fetch(self._transport, told["url"], path, accept=SAFETENSORS, sha256=told.get("sha256"))
+        try:
+            tensors = load(path)
+        finally:
+            path.unlink()
+        extras: dict[str, dict[str, Any]] = {}
+        for name, value in tensors.items():
+            _, namespace, key, tensor = name.split(".", 3)
+            extras.setdefault(f"{namespace}.{key}", {})[tensor] = value
+        return extras
+
+    def _memories(self, task: Task) -> Path:
+        name = hashlib.sha256(str(task.get("training")).encode()).hexdigest()[:16]
+        return self._journal.folder / "trainings" / name
+
+    def _context(self, task: Task, extras: dict[str, dict[str, Any]] | None = None) -> Context:
         def report(body: dict[str, Any]) -> dict[str, Any]:
             try:
                 url = f"tasks/{task['id']}/progress/"
@@ -188,7 +219,7 @@ class Worker:
                 return {}
             return answer if isinstance(answer, dict) else {}
 
-        return Context(task, report)
+        return Context(task, report, extras=extras, folder=self._memories(task))
 
     def _fail_with(self, task: Task, error: Exception) -> str:
         log.error("task %s failed in the site's own code", task["id"], exc_info=error)
@@ -221,17 +252,40 @@ def _shape(value: Any) -> tuple[int, ...]:
     return tuple(int(n) for n in value.shape)
 
 
-def _fitting(result: FitResult, given: dict[str, tuple[tuple[int, ...], Any]]) -> dict[str, Any]:
-    """The update with the names, shapes and dtypes handed out; `extra.*` tensors pass as they are."""
+def extra_tensors(extras: Mapping[str, Any]) -> dict[str, Any]:
+    """Extras under the names that they have in the file; a number becomes a float64."""
+    import numpy as np
+
+    tensors: dict[str, Any] = {}
+    for name, value in extras.items():
+        if isinstance(value, Mapping):
+            tensors |= {f"extra.{name}.{tensor}": array for tensor, array in value.items()}
+        else:
+            tensors[f"extra.{name}"] = np.array(float(value))
+    return tensors
+
+
+def _fitting(
+    result: FitResult, given: dict[str, tuple[tuple[int, ...], Any]], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The update with the names, shapes and dtypes handed out, without what stays at the sites.
+
+    `extra.*` tensors pass as they are, and so does what the metadata says is coded: the server knows how.
+    """
     if not isinstance(result, FitResult):
         raise TypeError(f"fit must return a FitResult, not {type(result).__name__}")
-    extra = {name for name in result.weights if name.startswith("extra.")}
-    if wrong := (set(result.weights) - extra) ^ set(given):
+    if result.metadata:
+        return {name: value for name, value in result.weights.items() if _sent(name, config)}
+    extra = {name for name in result.weights if name.startswith("extra.") and name not in given}
+    differing = (set(result.weights) - extra) ^ set(given)
+    if wrong := {name for name in differing if name not in given or together(name, config)}:
         raise ValueError(
             f"fit must return exactly the tensors it was given; differing: {sorted(wrong)}"
         )
     update = {}
     for name, value in result.weights.items():
+        if name not in extra and not together(name, config):
+            continue
         if name not in extra:
             shape, dtype = given[name]
             if _shape(value) != shape:
@@ -241,6 +295,13 @@ def _fitting(result: FitResult, given: dict[str, tuple[tuple[int, ...], Any]]) -
                 value = value.astype(dtype, casting="same_kind")
         update[name] = value
     return update
+
+
+def _sent(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor of a coded update goes out, with what belongs to its code."""
+    if name.startswith("extra.enc."):
+        name = name.split(".", 3)[3]
+    return name.startswith("extra.") or together(name, config)
 
 
 def is_torch_dtype(dtype: object) -> bool:

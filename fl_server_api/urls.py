@@ -33,6 +33,7 @@ urlpatterns = [
     path("groups/<str:pk>/", users.GroupView.as_view()),
     path("models/", models.ModelsView.as_view()),
     path("models/<str:pk>/", models.ModelView.as_view()),
+    path("models/<str:pk>/extras/", models.ExtrasView.as_view()),
     path("models/<str:pk>/metadata/", models.MetadataView.as_view()),
     path("models/<str:pk>/calibration/", calibration.CalibrationsView.as_view()),
     path("models/<str:pk>/metrics/", models.MetricsView.as_view()),

@@ -18,6 +18,11 @@ Start reading here. No strategy sees a whole model or knows about files, threads
 - `files.py`      the open files of one aggregation
 - `crew.py`       threads that share a list of jobs
 - `state.py`      what a strategy remembers from round to round
+- `flat.py`       vectors beside a model, in the one form that state and extras share; needs no torch
+- `beside.py`     the extras of all updates, block by block
+- `masks.py`      means over updates that leave single numbers out
+- `shared.py`     what clients get of the strategy's state
+- `largest.py`    how far each update goes at most, for rules that leave out broken ones
 - `device.py`     CPU or GPU, and how many threads
 
 Only `engine` and what it imports know torch; this module, `strategies/` and the small modules those use do not:
@@ -27,7 +32,9 @@ the web process imports them. Strategies calculate with the methods of the tenso
 from typing import Any
 
 from fl_server_ai.aggregation.strategy import (
+    Extra,
     Refused,
+    RoundFacts,
     Strategy,
     UpdateMeta,
     sample_weights,
@@ -38,4 +45,13 @@ from fl_server_core.registry import Registry
 STRATEGIES: Registry[Strategy[Any]] = Registry("fl_server_ai.aggregation.strategies")
 
 
-__all__ = ["STRATEGIES", "Refused", "Strategy", "UpdateMeta", "sample_weights", "weighting_field"]
+__all__ = [
+    "STRATEGIES",
+    "Extra",
+    "Refused",
+    "RoundFacts",
+    "Strategy",
+    "UpdateMeta",
+    "sample_weights",
+    "weighting_field",
+]

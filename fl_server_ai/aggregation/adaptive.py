@@ -66,6 +66,7 @@ class Adaptive(Strategy[AdaptiveT]):
     """
 
     paper = "2003.00295"
+    by_number = True
     state_blocks = ("m", "v")
     rounds = 0
 

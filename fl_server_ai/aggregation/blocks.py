@@ -41,11 +41,19 @@ class UpdateChanged(AggregationException):
 
 @dataclass(frozen=True)
 class UpdateFile:
-    """A canonical safetensors file; `sha256` (hex) is compared only if `aggregate` is asked to verify."""
+    """A canonical safetensors file; `sha256` (hex) is compared only if `aggregate` is asked to verify.
+
+    `extras` holds what came beside the weights, in the form of `flat.py`. With `tensors`, only those
+    were sent: the others, which are the base's in the file, are left out of their means. `mask` says the
+    same of single numbers: vectors `mask.<run>` of U8, 1 where one was sent.
+    """
 
     path: Path
     meta: UpdateMeta
     sha256: str | None = None
+    extras: Path | None = None
+    tensors: frozenset[str] | None = None
+    mask: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fl_server_ai.aggregation.beside import Extras
 from fl_server_ai.aggregation.blocks import FLOATS, Draft, Run, Source, UpdateChanged, UpdateFile
 from fl_server_ai.aggregation.crew import Progress, run_all
 from fl_server_ai.aggregation.device import resolve, single_threaded_torch, thread_count
 from fl_server_ai.aggregation.files import Files
 from fl_server_ai.aggregation.gram import GramWorker, stripes
 from fl_server_ai.aggregation.integers import POLICIES
+from fl_server_ai.aggregation.largest import largest
+from fl_server_ai.aggregation.masks import Masks
 from fl_server_ai.aggregation.state import State
 from fl_server_ai.aggregation.step import Step, overrides
 from fl_server_ai.aggregation.strategy import Strategy, UpdateMeta
@@ -36,6 +39,7 @@ class Aggregated:
     num_updates: int
     total_weight: float
     warnings: list[str]
+    scalars: dict[str, Any] = field(default_factory=dict)  # the strategy's `state_dict` afterwards
 
 
 def aggregate(
@@ -73,7 +77,14 @@ def aggregate(
     _check([update.meta for update in ordered], strategy)
     where, warnings = resolve(device)
     scalars = strategy.state_dict()
-    needs_base = overrides(strategy, "update") or strategy.needs_gram or buffer_policy == "keep"
+    needs_base = (
+        overrides(strategy, "update")
+        or strategy.needs_gram
+        or strategy.needs_largest
+        or strategy.may_keep
+        or buffer_policy == "keep"
+        or any(update.tensors is not None for update in ordered)
+    )
     if base is None and needs_base:
         raise AggregationException("this strategy or buffer policy needs the base model")
     with single_threaded_torch(), ExitStack() as stack:
@@ -94,7 +105,9 @@ def aggregate(
             warnings.append(f"{where} is out of memory; aggregated on the CPU")
             strategy.load_state_dict(scalars)
             digest, total = run(torch.device("cpu"))
-        return Aggregated(digest, files.layout.size, len(ordered), total, warnings)
+        return Aggregated(
+            digest, files.layout.size, len(ordered), total, warnings, strategy.state_dict()
+        )
 
 
 @dataclass(frozen=True)
@@ -141,9 +154,16 @@ def _run(
         gram = None
         if strategy.needs_gram and files.base is not None:
             gram = _gram(files.base, files.sources, device, floats, threads)
-        weights = _weights(strategy, [update.meta for update in files.updates], gram)
+        metas = [update.meta for update in files.updates]
+        if strategy.needs_largest and files.base is not None:
+            found = largest(files.base, files.sources, device, floats, threads, block)
+            metas = [replace(meta, largest=far) for meta, far in zip(metas, found, strict=True)]
+        weights = _weights(strategy, metas, gram)
         used = [index for index, weight in enumerate(weights) if weight > 0]
         state.begin(strategy)
+        per_tensor = [extra.name for extra in strategy.extras() if extra.per_tensor]
+        extras = Extras(stack, files.updates, per_tensor, floats)
+        masks = Masks(stack, files.updates)
         draft = Draft(paths.out, files.layout.header, files.layout.size)
         stack.callback(draft.discard)
         step = Step(
@@ -157,9 +177,14 @@ def _run(
             floats,
             [files.sources[index] for index in used],
             [weights[index] for index in used],
+            [files.updates[index].tensors for index in used],
+            extras,
+            masks,
         )
         run_all(step.jobs(), threads, step.worker, progress)
         files.assert_unchanged()
+        extras.assert_unchanged()
+        masks.assert_unchanged()
         state.publish()
         return draft.publish(), math.fsum(weights)
 
@@ -172,7 +197,7 @@ def _weights(
         math.isfinite(weight) and weight >= 0 for weight in weights
     ):
         raise AggregationException(f"the strategy's weights are not usable: {weights}")
-    if math.fsum(weights) <= 0:
+    if math.fsum(weights) <= 0 and not strategy.may_keep:
         raise AggregationException("all updates have weight zero")
     return weights
 

@@ -56,6 +56,11 @@ def move(x: "Tensor", y: "Tensor", share: float) -> "Tensor":
     return y if share > 1 - 1e-12 else x - (x - y) * share
 
 
+def stride(x: "Tensor", y: "Tensor", factor: float) -> "Tensor":
+    """x + factor (y - x) for any factor; y itself where the factor is 1, but for rounding."""
+    return y if abs(factor - 1) < 1e-12 else x - (x - y) * factor
+
+
 def shorten(length: float, limit: float) -> float:
     """The part of a way that stays within the limit; all of it if there is no way to go."""
     return 1.0 if length <= limit else limit / length

@@ -2,12 +2,13 @@
 
 A field is an int, float, bool, str, a list of one of these, or one of all these or None. Its metadata may hold
 `ge`, `gt`, `le`, `lt` and `choices`, which of a list count for each item, `items` (the least and the most of
-them) and `doc`.
+them), `pattern` (of a whole str) and `doc`.
 """
 
 import difflib
 import math
 import operator
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from types import NoneType, UnionType
@@ -100,6 +101,8 @@ def schema(cls: type[Any]) -> dict[str, Any]:
                 if "array" in types
                 else list(field.metadata["choices"])
             )
+        if "pattern" in field.metadata:
+            entry["pattern"] = f"^({field.metadata['pattern']})$"
         if "doc" in field.metadata:
             entry["description"] = field.metadata["doc"]
         if field.default is not MISSING:
@@ -165,6 +168,9 @@ def _limits(field: Field[Any], value: Any) -> Iterator[tuple[str, str]]:
     for name, (_, words, holds) in LIMITS.items():
         if name in field.metadata and not all(holds(item, field.metadata[name]) for item in items):
             yield "range", f"must be {words} {field.metadata[name]}"
+    pattern = field.metadata.get("pattern")
+    if pattern is not None and not re.fullmatch(pattern, str(value)):
+        yield "pattern", f"must look like {pattern}"
     choices = field.metadata.get("choices")
     if choices is not None and any(item not in choices for item in items):
         yield "choice", f"must be one of {', '.join(map(str, choices))}"

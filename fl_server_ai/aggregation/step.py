@@ -1,21 +1,37 @@
 """The pass that writes the result, block by block."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 
+from fl_server_ai.aggregation.beside import Extras
 from fl_server_ai.aggregation.blocks import FLOATS, Draft, Run, Source
 from fl_server_ai.aggregation.files import Files
 from fl_server_ai.aggregation.fold import Folder, all_finite
 from fl_server_ai.aggregation.integers import DTYPES, combine
+from fl_server_ai.aggregation.masks import Masks
 from fl_server_ai.aggregation.state import State
 from fl_server_ai.aggregation.strategy import Strategy
 from fl_server_core.exceptions import AggregationException
 
 ROWS_BUDGET = 16 << 20  # bytes a thread holds of an (updates x block) matrix
-Job = tuple[int, int, int]  # run, first number, how many
+Job = tuple[int, int, int]  # segment, first number of its run, how many
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a run whose tensors were sent by the same updates; `kept` if by none that counts."""
+
+    run: int
+    start: int
+    count: int
+    sources: tuple[Source, ...]
+    weights: tuple[float, ...]
+    kept: bool
 
 
 def overrides(strategy: Strategy[Any], method: str) -> bool:
@@ -38,6 +54,9 @@ class Step:
         floats: Sequence[Run],
         sources: Sequence[Source],
         weights: Sequence[float],
+        sent: Sequence[frozenset[str] | None],
+        extras: Extras,
+        masks: Masks,
     ) -> None:
         self.files = files
         self.strategy = strategy
@@ -49,76 +68,144 @@ class Step:
         self.draft = draft
         self.state = state
         self.floats = floats
-        self.sources = sources
-        self.weights = weights
+        self.extras = extras
+        self.masks = masks
+        self.segments = [
+            self._segment(index, start, count, senders, sources, weights)
+            for index, run in enumerate(files.layout.runs)
+            for start, count, senders in self._parts(run, sent)
+        ]
+
+    def _parts(
+        self, run: Run, sent: Sequence[frozenset[str] | None]
+    ) -> list[tuple[int, int, tuple[int, ...]]]:
+        """First number, how many, and whose updates count there; all of them in one where all are whole."""
+        everybody = tuple(range(len(sent)))
+        if all(names is None for names in sent):
+            return [(0, run.count, everybody)]
+        end = run.offset + run.count * run.itemsize
+        inside = [t for t in self.files.layout.tensors if run.offset <= t.offset < end and t.nbytes]
+
+        def senders(name: str) -> tuple[int, ...]:
+            return tuple(k for k in everybody if (of := sent[k]) is None or name in of)
+
+        parts = []
+        for who, group in groupby(inside, key=lambda tensor: senders(tensor.name)):
+            tensors = list(group)
+            count = sum(tensor.nbytes for tensor in tensors) // run.itemsize
+            parts.append(((tensors[0].offset - run.offset) // run.itemsize, count, who))
+        return parts
+
+    def _segment(
+        self,
+        run: int,
+        start: int,
+        count: int,
+        senders: Sequence[int],
+        sources: Sequence[Source],
+        weights: Sequence[float],
+    ) -> Segment:
+        if not senders and self.files.base is not None:
+            return Segment(run, start, count, (self.files.base,), (1.0,), kept=True)
+        chosen = tuple(sources[k] for k in senders)
+        return Segment(run, start, count, chosen, tuple(weights[k] for k in senders), kept=False)
 
     def jobs(self) -> list[Job]:
         return [
-            (index, start, min(length, run.count - start))
-            for index, run in enumerate(self.files.layout.runs)
-            for length in [self._length(run)]
-            for start in range(0, run.count, length)
+            (index, part.start + start, min(length, part.count - start))
+            for index, part in enumerate(self.segments)
+            for length in [self._length(part)]
+            for start in range(0, part.count, length)
         ]
 
-    def _length(self, run: Run) -> int:
+    def _length(self, part: Segment) -> int:
         """Numbers a block: less where a matrix of all updates must fit into the budget."""
+        run = self.files.layout.runs[part.run]
         if run.dtype in FLOATS and not self.reduces:
             return self.block
         itemsize = run.itemsize if run.dtype in FLOATS else 16  # int64 copies of integers
-        return max(1, min(self.block, ROWS_BUDGET // (itemsize * len(self.sources))))
+        return max(1, min(self.block, ROWS_BUDGET // (itemsize * len(part.sources))))
 
     def worker(self) -> Callable[[Job], None]:
-        longest = max((self._length(run) for run in self.floats), default=0)
+        lengths = [
+            self._length(part)
+            for part in self.segments
+            if self.files.layout.runs[part.run].dtype in FLOATS
+        ]
         widest = max((run.itemsize for run in self.floats), default=1)
-        folder = Folder(self.device, longest, widest)
+        if self.extras.names:
+            widest = max(widest, 4)  # what lies beside a half is a float32
+        folder = Folder(self.device, max(lengths, default=0), widest)
 
         def work(job: Job) -> None:
             index, start, count = job
-            run = self.files.layout.runs[index]
+            part = self.segments[index]
+            run = self.files.layout.runs[part.run]
             with folder.on_device():
                 if run.dtype in FLOATS:
-                    data = self._floats(folder, run, start, count)
+                    data = self._floats(folder, part, run, start, count)
                 else:
-                    data = self._integers(run, start, count)
+                    data = self._integers(part, run, start, count)
             self.draft.write(data, run.offset + start * run.itemsize)
 
         return work
 
-    def _floats(self, folder: Folder, run: Run, start: int, count: int) -> memoryview:
-        if self.reduces:
-            y = self.strategy.reduce(folder.matrix(self.sources, run, start, count))
-        else:
-            y = folder.mean(self.sources, self.weights, run, start, count)
-        if self.moves and self.files.base is not None:
-            index = self.floats.index(run)
+    def _floats(
+        self, folder: Folder, part: Segment, run: Run, start: int, count: int
+    ) -> memoryview:
+        base, index = self.files.base, self.floats.index(run)
+        state: dict[str, torch.Tensor] = {}
+        sent: torch.Tensor | None = None
+        if base is not None and self.moves:
             state = self.state.read(index, start, count, self.device)
-            x = folder.rows([self.files.base], run, start, count)[0].to(torch.float64)
-            y = self.strategy.update(x, y.to(torch.float64), state)
+            state |= self.extras.read(folder, index, start, count)
+        if self.reduces and not part.kept:
+            y = self.strategy.reduce(folder.matrix(part.sources, run, start, count))
+        elif base is not None and self.masks.among(part.sources):
+            y, sent = self.masks.mean(
+                folder, part.sources, part.weights, base, run, index, start, count
+            )
+        else:
+            y = folder.mean(part.sources, part.weights, run, start, count)
+        if base is not None and self.moves:
+            if not part.kept:
+                before = (
+                    {name: block.clone() for name, block in state.items()}
+                    if sent is not None
+                    else {}
+                )
+                x = folder.rows([base], run, start, count)[0].to(torch.float64)
+                y = self.strategy.update(x, y.to(torch.float64), state)
+                if (
+                    sent is not None
+                ):  # a number that nobody sent stays, and so does what is known of it
+                    y = torch.where(sent, y, x)
+                    state |= {name: torch.where(sent, state[name], before[name]) for name in before}
             self.state.write(index, start, state)
         if y.shape != (count,):
             raise AggregationException(f"the strategy made {tuple(y.shape)} of ({count},) numbers")
         values, data = folder.result(y, run)
         if not all_finite(values):
-            raise AggregationException(self._culprit(folder, run, start, count))
+            raise AggregationException(self._culprit(folder, part, run, start, count))
         return data
 
-    def _culprit(self, folder: Folder, run: Run, start: int, count: int) -> str:
-        blocks = folder.blocks(self.sources, run, start, count)
-        for source, block in zip(self.sources, blocks, strict=True):
+    def _culprit(self, folder: Folder, part: Segment, run: Run, start: int, count: int) -> str:
+        blocks = folder.blocks(part.sources, run, start, count)
+        for source, block in zip(part.sources, blocks, strict=True):
             bad = (~torch.isfinite(block.to(torch.float64))).nonzero()
             if len(bad):
                 name = self.files.layout.locate(run.offset + (start + int(bad[0])) * run.itemsize)
                 return f"the update of participant {source.participant} has NaN or infinity in {name!r}"
         return "the strategy's result has NaN or infinity in it, the updates have not"
 
-    def _integers(self, run: Run, start: int, count: int) -> memoryview:
-        rows = np.empty((len(self.sources), count), dtype=DTYPES[run.dtype])
+    def _integers(self, part: Segment, run: Run, start: int, count: int) -> memoryview:
+        rows = np.empty((len(part.sources), count), dtype=DTYPES[run.dtype])
         offset = run.offset + start * run.itemsize
-        for row, source in zip(rows, self.sources, strict=True):
+        for row, source in zip(rows, part.sources, strict=True):
             source.read_into(row.view(np.uint8).data, offset)
         base = None
         if self.files.base is not None:
             base = np.empty(count, dtype=DTYPES[run.dtype])
             self.files.base.read_into(base.view(np.uint8).data, offset)
-        result = combine(rows, self.weights, self.policy, base)
+        result = combine(rows, part.weights, self.policy, base)
         return np.ascontiguousarray(result).view(np.uint8).data

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -12,10 +13,42 @@ OptionsT = TypeVar("OptionsT")
 
 @dataclass(frozen=True)
 class UpdateMeta:
-    """What is known of an update besides its tensors; `participant` is unique within a round."""
+    """What is known of an update besides its tensors; `participant` is unique within a round.
+
+    `extras` are the numbers that came with it, by name without `extra.`; `largest` is the largest
+    |update - base| of all float numbers, where the strategy `needs_largest`; infinity if any is none.
+    """
 
     participant: str
     num_examples: int
+    num_steps: int | None = None
+    extras: Mapping[str, float] = field(default_factory=dict)
+    largest: float | None = None
+
+
+@dataclass(frozen=True)
+class Extra:
+    """What clients send beside the weights, under `extra.<name>` in the same file.
+
+    `name` is `<namespace>.<name>`. Per tensor it is a vector as long as the float numbers of the model,
+    sent as `extra.<name>.<tensor>` in the tensor's shape; tensors that are not sent are zero. Else a number.
+    """
+
+    name: str
+    doc: str
+    per_tensor: bool = False
+    required: bool = True
+    minimum: float | None = None
+
+
+@dataclass(frozen=True)
+class RoundFacts:
+    """What a strategy may know of its training: fixed when the round opened, the same at every attempt."""
+
+    number: int = 0  # of the round, from 0
+    rounds: int = 0  # that the training was asked for; 0: unknown
+    population: int = 0  # participants of the training, in this round or not; 0: unknown
+    actor: str = ""  # whose training it is
 
 
 @dataclass(frozen=True)
@@ -60,9 +93,23 @@ class Strategy(Generic[OptionsT]):
     assumes: ClassVar[str] = ""  # why a round needs `fewest()` updates, as a formula
     # Each of these names is a vector with one number per float parameter, kept from round to round.
     state_blocks: ClassVar[tuple[str, ...]] = ()
+    # State blocks that clients get with their next task, by the names that they have there.
+    shared: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    takes: ClassVar[str] = "weights"  # or "gradient", or "mask": zeros and ones
+    # Each number is combined for itself, so updates may leave some out; else they count as a whole.
+    by_number: ClassVar[bool] = False
+    needs_steps: ClassVar[bool] = False  # updates without `num_steps` are refused
+    needs_largest: ClassVar[bool] = False
+    # Whether weights that are all zero mean that the model stays as it is, and not an error.
+    may_keep: ClassVar[bool] = False
 
     def __init__(self, options: OptionsT | None = None) -> None:
         self.options: OptionsT = self.Options() if options is None else options
+        self.facts = RoundFacts()
+
+    def extras(self) -> tuple[Extra, ...]:
+        """What clients have to send beside the weights, with these options."""
+        return ()
 
     def fewest(self) -> int:
         """Updates that a round must have with these options; with fewer, aggregating is refused."""
@@ -94,7 +141,8 @@ class Strategy(Generic[OptionsT]):
         """The new block: `x` is the base's, `y` the combined updates', both (block,) float64.
 
         `state` holds a float64 block for every name in `state_blocks`; assign to its keys, or change
-        the blocks in place. It is stored as float32, for float64 tensors as float64.
+        the blocks in place. It is stored as float32, for float64 tensors as float64. It also holds, under
+        its name, the unweighted mean of each per-tensor extra over all updates of the round.
         """
         return y
 
@@ -110,5 +158,8 @@ class Strategy(Generic[OptionsT]):
         """Restore what `state_dict` gave; called before `weights`."""
 
     def client_config(self) -> dict[str, Any]:
-        """What clients must know to play their part; travels in every training task."""
+        """What clients must know to play their part; travels in every training task.
+
+        The state of the model's current version is loaded before.
+        """
         return {}

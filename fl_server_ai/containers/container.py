@@ -1,6 +1,7 @@
 """What a container module implements; registering it makes `sniff` and `extract` find it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -34,6 +35,10 @@ class Container(ABC):
 
         Best done by `write_canonical`, which syncs it, and removes it on any error.
         """
+
+    def metadata(self, source: Path, limits: Limits) -> Mapping[str, str]:
+        """What the file says of itself beside its tensors; nothing in most formats."""
+        return {}
 
     def template(self, source: Path, limits: Limits) -> Ties | None:
         """None if weights can be written without the file that was uploaded; else that file's ties.

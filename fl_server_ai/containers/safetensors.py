@@ -1,6 +1,7 @@
 """Safetensors files as clients send them: any order, metadata allowed, re-encoded where not canonical."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from fl_server_ai.containers.canonical import Manifest, canonical_header, read_manifest
@@ -28,6 +29,9 @@ class Safetensors(Container):
             return write_canonical(
                 target, manifest.layout(), lambda name: read_blocks(file, *places[name])
             )
+
+    def metadata(self, source: Path, limits: Limits) -> Mapping[str, str]:
+        return read_manifest(source, limits).metadata
 
     def write(self, canonical: Path, out: Path, template: Path | None = None) -> None:
         shutil.copyfile(canonical, out)

@@ -3,7 +3,8 @@
 import errno
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fl_server_ai.containers.canonical import Manifest, read_manifest
@@ -18,13 +19,17 @@ READ_HERE = "safetensors, .npz, torch.save, TorchScript and torch.export archive
 
 @dataclass(frozen=True)
 class Extracted:
-    """A canonical file: `digest` is its SHA-256 (hexadecimal), `rewritten` whether bytes had to be moved."""
+    """A canonical file: `digest` is its SHA-256 (hexadecimal), `rewritten` whether bytes had to be moved.
+
+    `metadata` is what the container said of itself; the canonical file has none.
+    """
 
     container: str
     manifest: Manifest
     digest: str
     size: int
     rewritten: bool
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def sniff(path: Path) -> str:
@@ -64,6 +69,7 @@ def extract(
         digest = sha256 or _digest(source)
         _move(source, target)
         return Extracted(name, kept, digest, size, rewritten=False)
+    metadata = container.metadata(source, limits)
     digest = container.extract(source, target, limits)
     try:
         # Against the limits again: a header may be longer in canonical form.
@@ -71,7 +77,9 @@ def extract(
     except BaseException:
         target.unlink()
         raise
-    return Extracted(name, manifest, digest, manifest.total_bytes, rewritten=True)
+    return Extracted(
+        name, manifest, digest, manifest.total_bytes, rewritten=True, metadata=metadata
+    )
 
 
 def template_ties(container: str, source: Path, *, limits: Limits | None = None) -> Ties | None:

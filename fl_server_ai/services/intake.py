@@ -1,16 +1,20 @@
 """From an uploaded file to a durable canonical blob; nothing is left behind if anything is refused."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from django.conf import settings
 
-from fl_server_ai.containers import Limits, Manifest, extract
+from fl_server_ai.containers import Extracted, Limits, Manifest, extract
+from fl_server_ai.received.form import Form, form_of
+from fl_server_ai.received.store import Received, Written, receive
+from fl_server_ai.received.wanted import Wanted
 from fl_server_core.exceptions import OutOfSpace
-from fl_server_core.models import Blob
+from fl_server_core.models import Blob, Training
 from fl_server_core.services.blobs import blob_store
-from fl_server_core.storage import out_of_space, staging_path
+from fl_server_core.storage import local_path, out_of_space, staging_path
 
 
 class Publish:
@@ -33,12 +37,17 @@ def canonical_blob(file: Path, *, sha256: str | None) -> Iterator[tuple[Manifest
     `OutOfSpace`. Both files are gone afterwards, unless published.
     """
     path = staging_path(".safetensors")
-    try:
-        extracted = extract(
-            file, path, limits=Limits(file_bytes=settings.FL_MAX_MODEL_BYTES), sha256=sha256
-        )
+    with _extracted(file, path, sha256) as extracted:
         blob = Blob(digest=extracted.digest, size=extracted.size)
         yield extracted.manifest, blob, Publish(path, blob)
+
+
+@contextmanager
+def _extracted(file: Path, path: Path, sha256: str | None) -> Iterator[Extracted]:
+    try:
+        yield extract(
+            file, path, limits=Limits(file_bytes=settings.FL_MAX_MODEL_BYTES), sha256=sha256
+        )
     except OSError as error:
         if out_of_space(error):
             raise OutOfSpace("the server's disk is full; nothing was stored") from error
@@ -46,3 +55,41 @@ def canonical_blob(file: Path, *, sha256: str | None) -> Iterator[tuple[Manifest
     finally:
         path.unlink(missing_ok=True)
         file.unlink(missing_ok=True)
+
+
+@contextmanager
+def update_received(
+    file: Path,
+    *,
+    sha256: str | None,
+    training: Training,
+    wanted: Wanted,
+    base: Callable[[Form], Blob],
+) -> Iterator[tuple[Received, Form]]:
+    """Read an update of any container, kind and encoding; its files lie in staging until the end.
+
+    `base(form)` says which weights a delta is from, and what is left out is filled from.
+    """
+    path = staging_path(".safetensors")
+    with ExitStack() as stack:
+        extracted = stack.enter_context(_extracted(file, path, sha256))
+        form = form_of(extracted.metadata, takes=wanted.strategy.takes)
+        yield (
+            receive(
+                sent=Written(path, extracted.digest),
+                manifest=extracted.manifest,
+                form=form,
+                base=stack.enter_context(local_path(base(form))),
+                wanted=wanted,
+                ties=training.model.ties,
+                staged=partial(staging_path, ".safetensors"),
+                stack=stack,
+            ),
+            form,
+        )
+
+
+def published(written: Written, suffix: str = ".safetensors") -> Blob:
+    """Move a file that was received into the storage; its row is unsaved."""
+    size = written.size
+    return blob_store(source=written.path, digest=written.digest, size=size, suffix=suffix)

@@ -93,6 +93,7 @@ def _task(task: Task) -> dict[str, Any]:
         "training": str(training.pk),
         "round": task.number,
         "model": _start(task),
+        "extras": _extras(task, model),
         "upload_url": f"/api/models/{model.pk}/{verb}",
         "config": {
             **client_config(training),
@@ -110,6 +111,18 @@ def _swag_rank(task: Task, training: Training) -> dict[str, int]:
     """How many deviations a site may send with its moments, where any are wanted."""
     rank = trainer_options(training).swag_rank if task.kind == TaskKind.SWAG else 0
     return {"swag_rank": rank} if rank else {}
+
+
+def _extras(task: Task, model: GlobalModel) -> dict[str, Any] | None:
+    """What the strategy has for its clients beside the weights; before its first round nothing."""
+    version = model.weights
+    if task.kind != TaskKind.TRAIN or version.shared is None:
+        return None
+    return {
+        "url": f"/api/models/{model.pk}/extras/?version={version.number}",
+        "sha256": version.shared.digest,
+        "bytes": version.shared.size,
+    }
 
 
 def _nothing_to_do(user: User) -> dict[str, Any]:

@@ -3,12 +3,15 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NoReturn
 
 from django.conf import settings
 
 from fl_server_ai.aggregation import STRATEGIES, Strategy
 from fl_server_ai.aggregation.options import parse_options
+from fl_server_ai.containers import Manifest
+from fl_server_ai.received.names import check_model_names
+from fl_server_ai.received.wanted import Patterns, Wanted
 from fl_server_ai.uncertainty import UNCERTAINTY
 from fl_server_ai.uncertainty.options import parse_options as parse_uncertainty
 from fl_server_core.exceptions import Invalid, NotAvailable
@@ -18,16 +21,8 @@ from fl_server_core.models.trainings import UncertaintyMethod
 # Known from the wire contract; refused until the server really does them.
 LATER_STRATEGIES = frozenset(
     [
-        "FedNova",
-        "SCAFFOLD",
-        "FedDyn",
-        "qFedAvg",
-        "FedDGGA",
         "FedBuff",
         "FedAsync",
-        "FLTrust",
-        "FedSGD",
-        "FedPM",
     ]
 )
 SWAG_WORDS = {"last": 0, "every": 1}
@@ -109,6 +104,17 @@ class TrainerOptions:
             "le": 100,
         },
     )
+    include: list[str] = field(
+        default_factory=list,
+        metadata={
+            "doc": "Globs of the tensors that are trained together; none: all. The others are not sent, "
+            "and stay as they are (FedBN, FedPer, LoRA)."
+        },
+    )
+    exclude: list[str] = field(
+        default_factory=list,
+        metadata={"doc": 'Globs of tensors that are not, even if included, such as "*.bn*".'},
+    )
     no_fixed_points: bool = field(
         default=False, metadata={"doc": "Nobody gets his own model back when models are handed on."}
     )
@@ -150,8 +156,26 @@ def options_validate(
             ],
         )
     uncertainty_options(uncertainty_method, options)
-    trainer = _split(aggregation_method, options)[0]
+    trainer, strategy, _ = _split(aggregation_method, options)
     _check_chaining(aggregation_method, options, trainer)
+    whole = strategy.takes == "weights" and not strategy.needs_steps and not strategy.extras()
+    if trainer.daisy_chain_period and not whole:
+        _refuse(
+            "daisy_chain_period",
+            f"{aggregation_method} needs more or other than the weights that sites hand on",
+        )
+    if uncertainty_method == UncertaintyMethod.ENSEMBLE and strategy.takes != "weights":
+        raise Invalid(
+            f"{aggregation_method} takes a {strategy.takes} of each site, which is no model to ask",
+            code="NO_MODELS",
+            errors=[
+                {
+                    "pointer": "/uncertainty_method",
+                    "code": "choice",
+                    "detail": "not ENSEMBLE with this strategy",
+                }
+            ],
+        )
     if trainer.swag_rank == 1:
         said = "0, or at least 2: one column has no spread"
         raise Invalid(
@@ -235,7 +259,44 @@ def strategy_of(training: Training) -> Strategy[Any]:
     return _split(training.aggregation_method, training.options)[1]
 
 
+def patterns_of(trainer: TrainerOptions) -> Patterns:
+    return Patterns(tuple(trainer.include), tuple(trainer.exclude))
+
+
+def wanted_of(training: Training) -> Wanted:
+    """What the training takes from its clients."""
+    trainer, strategy, _ = _split(training.aggregation_method, training.options)
+    return Wanted(strategy, patterns_of(trainer))
+
+
+def check_wanted(manifest: Manifest, aggregation_method: str, options: Mapping[str, Any]) -> None:
+    """Refuse patterns that no tensor of the model fits, and names that stand for something else."""
+    trainer, strategy, _ = _split(aggregation_method, options)
+    names = [tensor.name for tensor in manifest.tensors]
+    check_model_names(names, strategy.extras())
+    for key in ("include", "exclude"):
+        for pattern in getattr(trainer, key):
+            if not any(name in Patterns((pattern,)) for name in names):
+                _refuse(key, f"no tensor of the model fits {pattern!r}")
+    patterns = patterns_of(trainer)
+    if not any(name in patterns for name in names):
+        _refuse("exclude", "nothing would be left to train")
+
+
+def _refuse(option: str, said: str) -> NoReturn:
+    raise Invalid(
+        f"/options/{option}: {said}",
+        code="BAD_OPTION",
+        errors=[{"pointer": f"/options/{option}", "code": "pattern", "detail": said}],
+    )
+
+
 def client_config(training: Training) -> dict[str, Any]:
     """What a task tells its client: the researcher's values, then the strategy's (they win)."""
-    _, strategy, config = _split(training.aggregation_method, training.options)
-    return {**config, **strategy.client_config()}
+    trainer, strategy, config = _split(training.aggregation_method, training.options)
+    if scalars := training.model.weights.scalars:
+        strategy.load_state_dict(scalars)
+    said = {**config, **strategy.client_config()}
+    if trainer.include or trainer.exclude:
+        said |= {"include": trainer.include, "exclude": trainer.exclude}
+    return said

@@ -13,7 +13,7 @@ from fl_server_ai.dispatch import dispatch_notifications
 from fl_server_ai.notifications import wakeups
 from fl_server_ai.services.chaining import starts_of
 from fl_server_ai.services.rounds import round_advance
-from fl_server_ai.services.training_options import options_validate, trainer_options
+from fl_server_ai.services.training_options import check_wanted, options_validate, trainer_options
 from fl_server_core.exceptions import (
     Conflict,
     IllegalMove,
@@ -60,7 +60,9 @@ def training_create(
     if target_num_updates > MAX_ROUNDS:
         raise Invalid(f"a training has at most {MAX_ROUNDS:,} rounds", code="TOO_MANY_ROUNDS")
     with local_path(model.weights.blob) as path:
-        check_aggregated(read_manifest(path))
+        manifest = read_manifest(path)
+        check_aggregated(manifest)
+        check_wanted(manifest, aggregation_method, options)
     return trainings.training_create(
         actor=actor,
         model=model,
@@ -121,7 +123,10 @@ def round_start(training: Training) -> Round:
     opened = rounds.round_open(
         training=training,
         seconds=options.seconds,
-        policy={"min_updates": options.min_updates},
+        policy={
+            "min_updates": options.min_updates,
+            "population": len(trainings.participants_active(training)),
+        },
         starts=starts_of(training, options),
     )
     dispatch_notifications()

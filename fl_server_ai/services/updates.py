@@ -6,20 +6,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fl_server_ai.containers import check_against, check_finite, check_ties, read_manifest
-from fl_server_ai.services.intake import canonical_blob
+from fl_server_ai.received.form import Form
+from fl_server_ai.services.intake import published, update_received
 from fl_server_ai.services.rounds import round_advance
-from fl_server_core.exceptions import Conflict, Invalid, NotFound, NotPermitted
+from fl_server_ai.services.training_options import wanted_of
+from fl_server_core.exceptions import Conflict, Invalid, NotFound, NotPermitted, Unusable
 from fl_server_core.killpoints import committing, reached
 from fl_server_core.lifecycle import TaskKind
-from fl_server_core.models import GlobalModel, LocalModel, Training, Upload, User
+from fl_server_core.models import Blob, GlobalModel, LocalModel, Task, Training, Upload, User
 from fl_server_core.selectors import get_visible, models_visible_to
 from fl_server_core.services import rounds
 from fl_server_core.services.blobs import blob_discard
 from fl_server_core.services.metrics import Value, metric_names_check, metrics_record
 from fl_server_core.services.trainings import training_locked
 from fl_server_core.services.uploads import upload_taken, upload_used
-from fl_server_core.storage import local_path
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ def update_submit(
     file: Path,
     sha256: str | None,
     metrics: dict[str, Value],
+    num_steps: int | None = None,
+    base_version: int | None = None,
 ) -> Receipt:
     """Store one client's update. Once this returns, a power cut doesn't lose it.
 
@@ -63,13 +65,32 @@ def update_submit(
     if not 1 <= sample_size <= rounds.MAX_SAMPLES:
         raise Invalid(f"sample_size is 1 to {rounds.MAX_SAMPLES}", code="SAMPLE_SIZE")
     reached("upload.staged")
-    with canonical_blob(file, sha256=sha256) as (manifest, blob, publish):
-        with local_path(training.base_version.blob) as base:
-            check_against(manifest, read_manifest(base))
-        check_ties(publish.path, manifest, training.model.ties)
-        check_finite(publish.path, manifest)
-        publish()
+    wanted = wanted_of(training)
+    if num_steps is None and wanted.strategy.needs_steps:
+        raise Unusable(
+            f"{training.aggregation_method} needs num_steps, the optimiser steps that were made",
+            code="NUM_STEPS_MISSING",
+        )
+    task = _task(training, owner, round)
+
+    def base(form: Form) -> Blob:
+        said = base_version if form.base_version is None else form.base_version
+        return _base(training, task, said)
+
+    with update_received(file, sha256=sha256, training=training, wanted=wanted, base=base) as (
+        received,
+        form,
+    ):
+        if form.kind in ("subset", "sparse") and training.options.get("daisy_chain_period"):
+            raise Unusable(
+                "in a daisy chain the next site goes on with what you send; send it whole",
+                code="PARTIAL_NOT_TAKEN",
+            )
+        stored: list[Blob] = []
         try:
+            for one in received.files:
+                stored.append(published(one))  # noqa: PERF401 - what is stored is known if one fails
+            blobs = iter(stored[1:])
             with committing("update.accept"):
                 training = training_locked(training.pk)
                 update, created = rounds.update_accept(
@@ -77,18 +98,58 @@ def update_submit(
                     owner=owner,
                     number=round,
                     sample_size=sample_size,
-                    blob=blob,
+                    blob=stored[0],
                     metrics=metrics,
+                    beside=rounds.Beside(
+                        digest=received.identity(num_steps),
+                        num_steps=num_steps,
+                        base_version=base_version
+                        if form.base_version is None
+                        else form.base_version,
+                        numbers=received.numbers,
+                        extras=next(blobs) if received.extras else None,
+                        tensors=received.tensors,
+                        mask=next(blobs) if received.mask else None,
+                    ),
                 )
                 receipt = _receipt(update, created)
                 if created:
                     round_advance(training_id=training.pk)
         except BaseException:
-            blob_discard(blob=blob)
+            _discard(stored)
             raise
     if not created:
-        blob_discard(blob=blob)
+        _discard(stored)
     return receipt
+
+
+def _discard(blobs: list[Blob]) -> None:
+    for blob in blobs:
+        blob_discard(blob=blob)
+
+
+def _task(training: Training, owner: User, number: int) -> Task | None:
+    found = Task.objects.select_related("round__base_version__blob", "continues__blob")
+    return found.filter(
+        round__training=training, round__number=number, user=owner, kind=TaskKind.TRAIN
+    ).first()
+
+
+def _base(training: Training, task: Task | None, said: int | None) -> Blob:
+    """The weights that the task began with; without one, those of the training, for the names."""
+    if task is None:
+        return training.base_version.blob
+    if task.continues is not None and task.continues.blob is not None:
+        return task.continues.blob
+    version = task.round.base_version
+    if said is not None and said != version.number:
+        raise Conflict(
+            f"the update is from version {said}, round {task.round.number} began with version "
+            f"{version.number}",
+            code="BASE_VERSION",
+            version=version.number,
+        )
+    return version.blob
 
 
 def update_from_upload(*, upload: Upload, **fields: Any) -> Receipt:

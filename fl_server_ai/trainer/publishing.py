@@ -3,18 +3,20 @@
 import hashlib
 import logging
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from django.conf import settings
 from django.utils import timezone
 
-from fl_server_ai.aggregation import UpdateMeta
+from fl_server_ai.aggregation import RoundFacts, UpdateMeta
 from fl_server_ai.aggregation.engine import Aggregated, UpdateFile, aggregate
+from fl_server_ai.aggregation.shared import write_shared
 from fl_server_ai.services.chaining import weight_of
 from fl_server_ai.services.training_options import TrainerOptions, strategy_of
 from fl_server_core.exceptions import AggregationException
 from fl_server_core.killpoints import committing, reached
-from fl_server_core.lifecycle import RoundPhase, UpdateState, move_all
+from fl_server_core.lifecycle import RoundPhase, UpdateState
 from fl_server_core.models import (
     Blob,
     GlobalModel,
@@ -34,6 +36,7 @@ from fl_server_core.services.blobs import (
 from fl_server_core.services.chains import chain_consume, chain_models
 from fl_server_core.services.ensembles import members_replace
 from fl_server_core.services.events import event_held
+from fl_server_core.services.rounds import updates_consume
 from fl_server_core.services.trainings import training_locked
 from fl_server_core.storage import local_path, staging_path
 
@@ -56,19 +59,20 @@ def aggregate_round(
     try:
         result = _aggregate(training, round, updates, options, out, state_out)
         reached("aggregation.written")
-        blobs = [blob_store(source=out, digest=result.digest, size=result.size)]
-        if state_out.exists():  # only of strategies that remember something
-            blobs.append(_state_blob(state_out))
+        blobs = _Blobs(blob_store(source=out, digest=result.digest, size=result.size))
         try:
+            if state_out.exists():  # only of strategies that remember something
+                blobs.shared = _shared_blob(training, round, state_out)
+                blobs.state = _state_blob(state_out)
             published = _publish(training, round, updates, result, blobs, options, work)
         except BaseException:
-            _discard(blobs)
+            _discard(blobs.all)
             raise
     finally:
         out.unlink(missing_ok=True)
         state_out.unlink(missing_ok=True)
     if not published:
-        _discard(blobs)
+        _discard(blobs.all)
         return
     log.info(
         "training %s round %s: %s updates aggregated in %.2f s",
@@ -85,7 +89,7 @@ def _updates(training: Training, round: Round, options: TrainerOptions) -> list[
     if options.daisy_chain_period:
         return chain_models(training)
     accepted = LocalModel.objects.filter(round=round, state=UpdateState.ACCEPTED)
-    return list(accepted.select_related("blob", "round").order_by("owner_id"))
+    return list(accepted.select_related("blob", "extras", "mask", "round").order_by("owner_id"))
 
 
 def _meta(update: LocalModel, options: TrainerOptions) -> UpdateMeta:
@@ -97,6 +101,44 @@ def _meta(update: LocalModel, options: TrainerOptions) -> UpdateMeta:
     return UpdateMeta(
         participant=participant,
         num_examples=weight_of(options, update),
+        num_steps=update.num_steps,
+        extras=update.numbers,
+    )
+
+
+@dataclass
+class _Blobs:
+    """The unsaved rows of the files of one result."""
+
+    weights: Blob
+    state: Blob | None = None
+    shared: Blob | None = None
+
+    @property
+    def all(self) -> list[Blob]:
+        return [blob for blob in (self.weights, self.state, self.shared) if blob is not None]
+
+
+def _shared_blob(training: Training, round: Round, state: Path) -> Blob | None:
+    """What clients get of the state with their next task."""
+    names = strategy_of(training).shared
+    if not names:
+        return None
+    out = staging_path(".safetensors")
+    try:
+        with local_path(round.base_version.blob) as base:
+            digest = write_shared(state=state, base=base, out=out, names=names)
+        return blob_store(source=out, digest=digest, size=out.stat().st_size)
+    finally:
+        out.unlink(missing_ok=True)
+
+
+def _facts(training: Training, round: Round) -> RoundFacts:
+    return RoundFacts(
+        number=round.number,
+        rounds=training.target_num_updates,
+        population=int(round.policy.get("population", 0)),
+        actor=str(training.actor_id),
     )
 
 
@@ -123,7 +165,13 @@ def _aggregate(
     base = ModelVersion.objects.select_related("blob", "strategy_state").get(
         pk=round.base_version_id
     )
+    strategy = strategy_of(training)
+    strategy.facts = _facts(training, round)
     with ExitStack() as stack:
+
+        def opened(blob: Blob | None) -> Path | None:
+            return None if blob is None else stack.enter_context(local_path(blob))
+
         return aggregate(
             base=stack.enter_context(local_path(base.blob)),
             updates=[
@@ -131,12 +179,15 @@ def _aggregate(
                     stack.enter_context(local_path(update.blob)),
                     _meta(update, options),
                     update.digest,
+                    extras=opened(update.extras),
+                    mask=opened(update.mask),
+                    tensors=None if update.tensors is None else frozenset(update.tensors),
                 )
                 for update in updates
                 if update.blob is not None
             ],
             out=out,
-            strategy=strategy_of(training),
+            strategy=strategy,
             state_in=stack.enter_context(local_path(base.strategy_state))
             if base.strategy_state
             else None,
@@ -151,7 +202,7 @@ def _publish(
     round: Round,
     updates: list[LocalModel],
     result: Aggregated,
-    blobs: list[Blob],
+    blobs: _Blobs,
     options: TrainerOptions,
     work: TrainerEvent | None,
 ) -> bool:
@@ -161,14 +212,16 @@ def _publish(
         return False
     if work is not None and not event_held(event=work):
         return False
-    for blob in blobs:
+    for blob in blobs.all:
         blob.save()
     version = ModelVersion.objects.create(
         model_id=training.model_id,
         number=round.number + 1,
         parent_id=round.base_version_id,
-        blob=blobs[0],
-        strategy_state=blobs[1] if len(blobs) > 1 else None,
+        blob=blobs.weights,
+        strategy_state=blobs.state,
+        shared=blobs.shared,
+        scalars=result.scalars,
         strategy=training.aggregation_method,
         num_updates=len(updates),
         total_examples=sum(weight_of(options, update) for update in updates),
@@ -188,7 +241,6 @@ def _publish(
 
 
 def _consume(updates: list[LocalModel], *, delete: bool) -> None:
-    blobs = [update.blob_id for update in updates if update.blob_id is not None]
-    move_all(updates, UpdateState.CONSUMED, **({"blob": None} if delete else {}))
-    if delete:
+    blobs = updates_consume(updates, delete=delete)
+    if blobs:
         blobs_doom_unreferenced(ids=blobs)

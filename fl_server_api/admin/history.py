@@ -108,6 +108,12 @@ class LocalModelAdmin(HistoryAdmin[LocalModel]):
         "digest",
         "readable_size",
         "blob",
+        "num_steps",
+        "base_version",
+        "numbers",
+        "extras",
+        "tensors",
+        "mask",
         "created_at",
         "id",
     )

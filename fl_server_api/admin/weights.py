@@ -122,6 +122,8 @@ class ModelVersionAdmin(HistoryAdmin[ModelVersion]):
         "size",
         "download",
         "strategy_state",
+        "scalars",
+        "shared",
         "created_at",
         "id",
     )

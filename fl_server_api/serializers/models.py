@@ -127,7 +127,7 @@ class VersionOutput(serializers.ModelSerializer[ModelVersion]):
         model = ModelVersion
         fields = [
             "id", "number", "parent", "sha256", "size", "strategy", "num_updates",
-            "total_examples", "created_at",
+            "total_examples", "scalars", "created_at",
         ]  # fmt: skip
 
 
@@ -150,6 +150,18 @@ class MetricsInput(Input):
 class UpdateInput(MetricsInput):
     round = serializers.IntegerField(min_value=0, max_value=MAX_INT)
     sample_size = serializers.IntegerField(min_value=-(2**63), max_value=2**63)
+    num_steps = serializers.IntegerField(
+        required=False,
+        min_value=0,
+        max_value=MAX_INT,
+        help_text="Optimiser steps that were made; some strategies need it.",
+    )
+    base_version = serializers.IntegerField(
+        required=False,
+        min_value=0,
+        max_value=MAX_INT,
+        help_text="The version that was trained on; refused if the round began with another.",
+    )
     model_file = serializers.FileField(required=False, allow_empty_file=True)
     upload = serializers.CharField(
         required=False, help_text="Instead of model_file: the id of a finished upload of yours."

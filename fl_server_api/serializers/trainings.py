@@ -201,6 +201,12 @@ class ResultInput(Input):
 
 class StrategyOutput(serializers.Serializer[Any]):
     name = serializers.CharField()
-    paper = serializers.CharField()
+    paper = serializers.CharField(help_text="An arXiv id, or a URL.")
+    takes = serializers.CharField(help_text="weights, gradient or mask")
+    needs_num_steps = serializers.BooleanField()
+    extras = serializers.ListField(
+        child=serializers.DictField(),
+        help_text="What clients send beside the weights, with the default options.",
+    )
     options_schema = serializers.DictField()
     defaults = serializers.DictField()

@@ -6,6 +6,7 @@ from rest_framework.request import Request
 from rest_framework.serializers import Serializer
 from rest_framework.views import APIView
 
+from fl_server_api.compression import unpack
 from fl_server_api.errors import UpgradeRequired
 from fl_server_api.parsers import FormParser, MultiPartParser, StrictJSONParser
 from fl_server_api.serializers.common import ErrorOutput
@@ -25,6 +26,7 @@ class View(APIView):
             raise UpgradeRequired(
                 f"protocol {protocol} is no longer spoken here; update to {MIN_PROTOCOL} or newer"
             )
+        unpack(request)
         super().initial(request, *args, **kwargs)
         refuse_large(request)
 

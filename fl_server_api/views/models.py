@@ -204,6 +204,8 @@ def submit(
         "round": body["round"],
         "sample_size": body["sample_size"],
         "metrics": metrics,
+        "num_steps": body.get("num_steps"),
+        "base_version": body.get("base_version"),
     }
     upload = upload_of(request, body)
     if upload is not None:
@@ -246,6 +248,34 @@ def _version(model: GlobalModel, wanted: str) -> ModelVersion:
             raise NotFound(f"model {model.pk} has no version {wanted}")
         return found
     return get_visible(versions, wanted)
+
+
+class ExtrasView(View):
+    """What the strategy sends beside the weights."""
+
+    @extend_schema(
+        operation_id="models_extras",
+        parameters=[OpenApiParameter("version", str, description="A version's number or id.")],
+        responses=answers({**FILE, 204: None, 206: OpenApiTypes.BINARY, 304: None, 416: None}, 404),
+    )
+    def get(self, request: Request, pk: str) -> HttpResponseBase:
+        """A safetensors file of tensors `extra.<namespace>.<name>.<tensor>`, such as control variates.
+
+        204 without a body where there is nothing: most strategies, and all before the first aggregation.
+        """
+        model = get_visible(models_visible_to(caller(request)), pk)
+        version = request.query_params.get("version")
+        found = _version(model, version) if version else model.weights
+        if found.shared is None:
+            return Response(status=204)
+        with local_path(found.shared) as path:
+            return send(
+                request,
+                path,
+                etag=found.shared.digest,
+                size=found.shared.size,
+                filename=f"extras-{model.pk}.safetensors",
+            )
 
 
 class MetadataView(View):

@@ -66,6 +66,12 @@ def _described(name: str) -> dict[str, Any]:
         "name": name,
         "paper": kind.paper,
         "options_schema": schema(kind.Options),
+        "takes": kind.takes,
+        "needs_num_steps": kind.needs_steps,
+        "extras": [
+            {"name": extra.name, "per_tensor": extra.per_tensor, "required": extra.required}
+            for extra in kind().extras()
+        ],
         "defaults": {f.name: f.default for f in fields(kind.Options) if f.default is not MISSING},
     }
 

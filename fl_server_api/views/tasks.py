@@ -101,6 +101,7 @@ class TaskResultView(View):
         if task.kind == TaskKind.EVALUATE:
             return _measured(request, task, model_id, metrics, meta["num_examples"])
         fields = {**body, "round": task.number, "sample_size": meta["num_examples"]}
+        fields |= {key: meta[key] for key in ("num_steps", "base_version") if key in meta}
         return submit(request, model_id, fields, metrics)
 
 

@@ -100,6 +100,18 @@ class LocalModel(models.Model):
     blob = models.ForeignKey(
         Blob, on_delete=models.PROTECT, null=True, blank=True, related_name="local_models"
     )
+    # What came with it: SHA-256 over all of the following, empty if there is none.
+    beside_digest = models.CharField(max_length=64, blank=True)
+    num_steps = models.BigIntegerField(null=True, blank=True)
+    base_version = models.PositiveIntegerField(null=True, blank=True)  # as the client said
+    numbers = models.JSONField(default=dict, blank=True)  # extras that are numbers, by name
+    extras = models.ForeignKey(  # extras that are tensors
+        Blob, on_delete=models.PROTECT, null=True, blank=True, related_name="extras_of"
+    )
+    tensors = models.JSONField(null=True, blank=True)  # names, where not all were sent
+    mask = models.ForeignKey(  # which numbers were sent, where not all were
+        Blob, on_delete=models.PROTECT, null=True, blank=True, related_name="mask_of"
+    )
     state = models.CharField(max_length=16, choices=UpdateState, default=UpdateState.RECEIVED)
     reason = models.TextField(blank=True)
     # In a daisy chain: what it went on from, and all samples since the last aggregation.

@@ -140,6 +140,11 @@ class ModelVersion(models.Model):
     strategy_state = models.ForeignKey(
         Blob, on_delete=models.PROTECT, null=True, blank=True, related_name="states"
     )
+    # What clients get beside the weights (control variates), and the strategy's scalars after this version.
+    shared = models.ForeignKey(
+        Blob, on_delete=models.PROTECT, null=True, blank=True, related_name="shared_by"
+    )
+    scalars = models.JSONField(default=dict, blank=True)
     strategy = models.CharField(max_length=64, blank=True)  # empty: uploaded, not aggregated
     num_updates = models.PositiveIntegerField(default=0)
     total_examples = models.BigIntegerField(default=0)

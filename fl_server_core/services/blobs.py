@@ -16,6 +16,9 @@ from fl_server_core.storage import store, weights_storage
 UNREFERENCED = Q(
     versions__isnull=True,
     states__isnull=True,
+    shared_by__isnull=True,
+    extras_of__isnull=True,
+    mask_of__isnull=True,
     local_models__isnull=True,
     preprocessing_of__isnull=True,
     template_of__isnull=True,

@@ -8,9 +8,10 @@ import uuid
 from collections.abc import Sequence
 from typing import TypeVar
 
-from fl_server_core.lifecycle import UpdateState, move_all
+from fl_server_core.lifecycle import UpdateState
 from fl_server_core.models import LocalModel, Training, User
 from fl_server_core.services.blobs import blobs_doom_unreferenced
+from fl_server_core.services.rounds import updates_consume
 
 ItemT = TypeVar("ItemT")
 OwnerT = TypeVar("OwnerT")
@@ -26,7 +27,7 @@ def chain_models(training: Training) -> list[LocalModel]:
     continued = accepted.filter(continues__isnull=False).values("continues_id")
     return list(
         accepted.exclude(pk__in=continued)
-        .select_related("blob", "round")
+        .select_related("blob", "extras", "mask", "round")
         .order_by("owner_id", "round__number")
     )
 
@@ -36,9 +37,8 @@ def chain_consume(training: Training, *, delete: bool) -> None:
     alive = [update.pk for update in chain_models(training)]
     past = LocalModel.objects.filter(training=training, state=UpdateState.ACCEPTED)
     gone = list(past.exclude(pk__in=alive))
-    blobs = [update.blob_id for update in gone if update.blob_id is not None]
-    move_all(gone, UpdateState.CONSUMED, **({"blob": None} if delete else {}))
-    if delete:
+    blobs = updates_consume(gone, delete=delete)
+    if blobs:
         blobs_doom_unreferenced(ids=blobs)
 
 

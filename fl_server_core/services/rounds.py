@@ -6,7 +6,7 @@ Every function that writes expects the training's row to be locked by the caller
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -156,8 +156,25 @@ def membership_check(*, training: Training, user: User) -> None:
         raise NotPermitted("you do not take part in this training", code="NOT_PARTICIPANT")
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What came with an update's weights; blobs are unsaved, `digest` covers all but the base version."""
+
+    digest: str = ""
+    num_steps: int | None = None
+    base_version: int | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    extras: Blob | None = None
+    tensors: Sequence[str] | None = None
+    mask: Blob | None = None
+
+    @property
+    def blobs(self) -> list[Blob]:
+        return [blob for blob in (self.extras, self.mask) if blob is not None]
+
+
 def update_replayed(
-    *, training: Training, owner: User, number: int, sample_size: int, digest: str
+    *, training: Training, owner: User, number: int, sample_size: int, digest: str, beside: str = ""
 ) -> LocalModel | None:
     """The stored update if this is the same one again: that is fine at any time, however late."""
     return LocalModel.objects.filter(
@@ -166,6 +183,7 @@ def update_replayed(
         round__number=number,
         digest=digest,
         sample_size=sample_size,
+        beside_digest=beside,
     ).first()
 
 
@@ -211,6 +229,7 @@ def update_accept(
     sample_size: int,
     blob: Blob,
     metrics: Mapping[str, Value],
+    beside: Beside = Beside(),
 ) -> tuple[LocalModel, bool]:
     """Store an update with its metrics; returns it and whether it is new.
 
@@ -225,12 +244,14 @@ def update_accept(
         number=number,
         sample_size=sample_size,
         digest=blob.digest,
+        beside=beside.digest,
     )
     if replay is not None:
         return replay, False
     membership_check(training=training, user=owner)
     task = update_check(training=training, owner=owner, number=number)
-    blob.save()
+    for one in (blob, *beside.blobs):
+        one.save()
     update = LocalModel.objects.create(
         training=training,
         round=task.round,
@@ -239,6 +260,13 @@ def update_accept(
         digest=blob.digest,
         size=blob.size,
         blob=blob,
+        beside_digest=beside.digest,
+        num_steps=beside.num_steps,
+        base_version=beside.base_version,
+        numbers=dict(beside.numbers),
+        extras=beside.extras,
+        tensors=None if beside.tensors is None else list(beside.tensors),
+        mask=beside.mask,
         state=UpdateState.ACCEPTED,
         continues=task.continues,
         chain_samples=sample_size + (task.continues.chain_samples if task.continues else 0),
@@ -255,6 +283,19 @@ def update_accept(
     if task.round.phase == RoundPhase.NOTIFYING:
         move(task.round, RoundPhase.COLLECTING)
     return update, True
+
+
+def updates_consume(updates: Sequence[LocalModel], *, delete: bool) -> list[int]:
+    """Say that these were used. With `delete` their files are let go: the ids of what nobody may need now."""
+    blobs = [
+        pk
+        for update in updates
+        for pk in (update.blob_id, update.extras_id, update.mask_id)
+        if pk is not None
+    ]
+    gone = {"blob": None, "extras": None, "mask": None}
+    move_all(updates, UpdateState.CONSUMED, **(gone if delete else {}))
+    return blobs if delete else []
 
 
 def evaluation_repeated(

@@ -11,10 +11,17 @@ from fl_server_ai.aggregation import STRATEGIES, UpdateMeta
 from fl_server_ai.aggregation.engine import UpdateFile, aggregate
 from fl_server_ai.aggregation.options import parse_options
 from fl_server_core.exceptions import AggregationException
+from tests.ai.strategy_files import furnished
 from tests.ai.test_aggregation import random_models
 
 NAMES = list(STRATEGIES)
-MOVING = {"FedAvgM", "FedAdagrad", "FedAdam", "FedYogi"}
+MOVING = {
+    "FedAvgM", "FedAdagrad", "FedAdam", "FedYogi", "FedDyn", "IIADMM", "FedSGD", "FedPM",
+    "qFedAvg",
+}  # fmt: skip
+UNIFORM = {
+    "FedMedian", "TrimmedMean", "SCAFFOLD", "FedDyn", "FedDGGA", "IIADMM", "ICEADMM", "FedPM",
+}  # fmt: skip
 COMPARING = {name for name in NAMES if STRATEGIES[name].needs_gram}
 N = 11
 
@@ -32,11 +39,12 @@ def run(name: str, updates: list[UpdateFile], block: int = 64, threads: int = 2)
     folder = updates[0].path.parent
     state = folder / "state"
     state.unlink(missing_ok=True)
+    strategy = STRATEGIES[name]()
     aggregate(
         base=folder / "base",
-        updates=updates,
+        updates=furnished(strategy, updates, folder),
         out=folder / "out",
-        strategy=STRATEGIES[name](),
+        strategy=strategy,
         state_out=state,
         block=block,
         threads=threads,
@@ -120,8 +128,7 @@ def test_integer_buffers_follow_the_weights_of_the_rule(
         assert (got <= rows.max(axis=0)).all()
         return
     sizes = [file.meta.num_examples for file in updates]
-    uniform = name in {"FedMedian", "TrimmedMean"}
-    mean = np.average(rows, 0, None if uniform else sizes)
+    mean = np.average(rows, 0, None if name in UNIFORM else sizes)
     np.testing.assert_array_equal(got, np.rint(mean))
 
 

@@ -6,15 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 from django.utils import timezone
+from safetensors.numpy import save
 
 from fl_server_ai.aggregation import STRATEGIES
 from fl_server_ai.services.training_options import strategy_of
+from fl_server_ai.services.updates import update_submit
 from fl_server_ai.trainer.tasks import process_trainer_task
 from fl_server_core.exceptions import Invalid
 from fl_server_core.models import ModelVersion, TrainerEvent
 from fl_server_core.services.events import event_claim
 from fl_server_core.storage import local_path
-from tests.scenes import Scene, scene
+from tests.scenes import Scene, scene, staged, weights
 
 pytestmark = pytest.mark.django_db
 SITES = ("ada", "grace", "joan", "mary", "emmy", "lise", "rosa")
@@ -23,13 +25,38 @@ NEEDED: dict[str, dict[str, Any]] = {"FedDC": {"daisy_chain_period": 1}}
 
 def running(name: str, **options: Any) -> Scene:
     made = scene(*SITES, method=name, skip_model_tests=True, **NEEDED.get(name, {}), **options)
+    if name == "FLTrust":
+        made.training.options["root"] = str(made.sites["ada"].pk)
+        made.training.save()
     made.training.refresh_from_db()
     return made
 
 
+def send(training: Scene, site: str, value: float, samples: int) -> None:
+    """An update with whatever the strategy wants beside it."""
+    strategy = strategy_of(training.training)
+    tensors = weights(float(value % 2 == 0) if strategy.takes == "mask" else value)
+    for extra in strategy.extras():
+        if extra.per_tensor:
+            floats = [name for name in tensors if tensors[name].dtype.kind == "f"]
+            tensors |= {f"extra.{extra.name}.{name}": tensors[name] * 0.5 for name in floats}
+        elif extra.required:
+            tensors[f"extra.{extra.name}"] = np.array(value)
+    update_submit(
+        model_id=training.training.model_id,
+        owner=training.sites[site],
+        round=training.now.model.round,
+        sample_size=samples,
+        file=staged(save(tensors)),
+        sha256=None,
+        metrics={},
+        num_steps=4,
+    )
+
+
 def send_all(training: Scene) -> TrainerEvent:
     for index, site in enumerate(SITES):
-        training.send(site, 1.0 + index + training.now.model.round, samples=1 + index)
+        send(training, site, 1.0 + index + training.now.model.round, 1 + index)
     return TrainerEvent.objects.get(round=training.round, state="pending")
 
 

@@ -60,6 +60,7 @@ def test_a_participant_is_asked_to_train() -> None:
             "training": str(told.training.pk),
             "round": 0,
             "model": model_of(told),
+            "extras": None,
             "upload_url": f"/api/models/{told.training.model_id}/",
             "config": {"epochs": 2, "round": 0, "rounds": 3},
             "created_at": task.created_at.isoformat(),

@@ -310,7 +310,7 @@ def test_handling_a_test_event_early_changes_nothing() -> None:
     ("arguments", "error"),
     [
         ({"method": "FedDC"}, Invalid),
-        ({"method": "SCAFFOLD"}, NotAvailable),
+        ({"method": "FedBuff"}, NotAvailable),
         ({"method": "NoSuch"}, Invalid),
         ({"uncertainty_options": {"N": 0}}, Invalid),
         ({"uncertainty": "ENSEMBLE", "uncertainty_options": {"weighting": "x"}}, Invalid),

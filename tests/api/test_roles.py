@@ -38,6 +38,7 @@ ALLOWED: dict[str, dict[str, set[str]]] = {
     "models/": {"get": ALL, "post": ALL},
     "models/<str:pk>/": {"get": INSIDE, "post": {"participant"}, "delete": OWNER},
     "models/<str:pk>/metadata/": {"get": INSIDE},
+    "models/<str:pk>/extras/": {"get": INSIDE},
     "models/<str:pk>/metrics/": {"get": INSIDE, "post": INSIDE},
     "models/<str:pk>/preprocessing/": {"post": INSIDE},
     "models/<str:pk>/swag/": {"get": INSIDE, "post": INSIDE},

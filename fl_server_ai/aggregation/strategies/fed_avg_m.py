@@ -36,6 +36,7 @@ class FedAvgM(Strategy[FedAvgMOptions]):
 
     Options = FedAvgMOptions
     paper = "1909.06335"
+    by_number = True
     state_blocks = ("m",)
 
     def weights(self, metas: Sequence[UpdateMeta], gram: "Tensor | None") -> Sequence[float]:

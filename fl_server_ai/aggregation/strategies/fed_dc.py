@@ -13,3 +13,4 @@ class FedDC(FedAvg):
     """
 
     paper = "2110.03469"
+    by_number = False  # what is left out at one site has been trained at another

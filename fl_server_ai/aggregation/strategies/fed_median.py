@@ -20,6 +20,7 @@ class FedMedian(Strategy[NoOptions]):
     """
 
     paper = "1803.01498"
+    by_number = True
 
     def weights(self, metas: Sequence[UpdateMeta], gram: "Tensor | None") -> Sequence[float]:
         return sample_weights(metas, "uniform")

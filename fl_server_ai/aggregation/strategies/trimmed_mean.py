@@ -35,6 +35,7 @@ class TrimmedMean(Strategy[TrimmedMeanOptions]):
 
     Options = TrimmedMeanOptions
     paper = "1803.01498"
+    by_number = True
 
     def weights(self, metas: Sequence[UpdateMeta], gram: "Tensor | None") -> Sequence[float]:
         return sample_weights(metas, "uniform")

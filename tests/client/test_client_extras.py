@@ -1,0 +1,219 @@
+"""What goes beside the weights in both directions, what a site remembers, and smaller updates."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load, save
+
+import fl_client
+from fl_client import Client, Context, FitResult, Scaffold, encodings, fednova, personal
+from tests.client.fake_server import Asked, FakeServer, Reply, refusal
+
+V = np.array([0.6, -0.8, 0.0, 1.2])
+
+
+def context(folder: Path, round: int = 0, **extras: Any) -> Context:
+    task = {"id": "t", "round": round}
+    return Context(task, lambda _: {}, extras=extras, folder=folder)
+
+
+def array(*values: float) -> dict[str, np.ndarray]:
+    return {"w": np.array(values, np.float32)}
+
+
+# Learning rate 0.1, ten steps; peers' example: c and c_k are 0, x is 0 and y is -1.
+def test_scaffolds_first_round_is_the_published_example(tmp_path: Path) -> None:
+    scaffold = Scaffold(context(tmp_path), array(0.0))
+
+    assert scaffold.correction["w"].tolist() == [0.0]
+    assert scaffold.finish(array(0.0), array(-1.0), lr_sum=1.0)["w"].tolist() == [1.0]
+
+
+def test_the_control_variate_is_there_in_the_next_round_of_another_process(tmp_path: Path) -> None:
+    Scaffold(context(tmp_path), array(0.0)).finish(array(0.0), array(-1.0), 1.0)
+
+    servers = {"scaffold.c": {"w": np.array([0.25], np.float32)}}
+    again = Scaffold(
+        Context({"round": 1}, lambda _: {}, extras=servers, folder=tmp_path), array(-1.0)
+    )
+
+    assert again.correction["w"].tolist() == [0.25 - 1.0]
+    # c_k' = c_k - c + (x - y) / lr_sum = 1 - .25 + (-1 + 2) / 2 = 1.25
+    assert again.finish(array(-1.0), array(-2.0), 2.0)["w"].tolist() == [0.25]
+
+
+def test_a_round_that_is_made_twice_begins_both_times_with_the_same(tmp_path: Path) -> None:
+    Scaffold(context(tmp_path), array(0.0)).finish(array(0.0), array(-1.0), 1.0)
+
+    made = [
+        Scaffold(context(tmp_path, 1), array(0.0))
+        .finish(array(0.0), array(-3.0), 1.0)["w"]
+        .tolist()
+        for _ in range(2)
+    ]
+
+    assert made[0] == made[1] == [3.0]
+
+
+class WithScaffold(Client):
+    """One step of size one."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+
+    def fit(self, weights: dict[str, Any], config: dict[str, Any], context: Context) -> FitResult:
+        self.seen.append({name: dict(value) for name, value in context.extras.items()})
+        scaffold = Scaffold(context, weights)
+        end = {n: w - 0.5 + scaffold.correction[n] for n, w in weights.items()}
+        dc = scaffold.finish(weights, end, 1.0)
+        return FitResult(end, 7, num_steps=1, extras={"scaffold.dc": dc, "prox.loss": 0.25})
+
+
+pytestmark = pytest.mark.enable_socket
+
+
+def offer(server: FakeServer, round: int) -> None:
+    data = save({"extra.scaffold.c.w": np.full((2, 3), 0.5, np.float32)})
+    server.routes["GET", "/api/models/m/extras/"] = lambda _: Reply(
+        200, data, {"ETag": f'"{digest(data)}"'}
+    )
+    extras = {"url": "/api/models/m/extras/?version=1", "sha256": digest(data), "bytes": len(data)}
+    server.add_task(round=round, extras=extras if round else None)
+
+
+def digest(data: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_extras_go_both_ways(server: FakeServer, tmp_path: Path) -> None:
+    site = WithScaffold()
+    offer(server, 0)
+    offer(server, 1)
+
+    fl_client.run(site, url=server.url, token="key", workdir=tmp_path)
+
+    assert site.seen[0] == {}
+    assert site.seen[1]["scaffold.c"]["w"].tolist() == [[0.5] * 3] * 2
+    sent = load(server.updates[1].files["model_file"])
+    assert sent["extra.scaffold.dc.w"].shape == (2, 3)
+    assert sent["extra.prox.loss"].tolist() == 0.25
+    assert server.updates[1].form["num_steps"] == ["1"]
+
+
+def test_what_a_round_saved_that_did_not_count_is_dropped(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    offer(server, 0)
+
+    def closed(_: Asked) -> Reply:
+        server.tasks.pop(0)
+        return refusal(409, "ROUND_CLOSED")
+
+    server.routes["POST", "/api/models/m/"] = closed
+    fl_client.run(WithScaffold(), url=server.url, token="key", workdir=tmp_path)
+
+    assert not list(tmp_path.rglob("scaffold-*"))
+
+
+class Coded(Client):
+    def fit(self, weights: dict[str, Any], config: dict[str, Any], context: Context) -> FitResult:
+        end = {name: value + 0.25 for name, value in weights.items()}
+        coded = encodings.fp16(encodings.delta(weights, end))
+        return FitResult(**coded.fields, num_examples=3)
+
+
+def test_a_coded_update_says_what_it_is_and_leaves_out_what_stays_here(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    server.add_task(config={"exclude": ["b*"]})
+
+    fl_client.run(Coded(), url=server.url, token="key", workdir=tmp_path)
+
+    (tmp_path / "sent").write_bytes(server.updates[0].files["model_file"])
+    with safe_open(tmp_path / "sent", "np") as file:
+        assert file.metadata() == {"kind": "delta", "encoding": "fp16"}
+        assert list(file.keys()) == ["w"]
+        assert file.get_tensor("w").dtype == np.float16
+
+
+def test_int8_is_the_published_affine_code() -> None:
+    given = encodings.Encoded({"w": np.array([-1.1, 0.0, 0.61, 1.9])}, {})
+
+    coded = encodings.int8(given).weights
+
+    assert coded["w"].tolist() == [0, 94, 146, 255]
+    assert float(coded["extra.enc.scale.w"]) == pytest.approx(0.011764705882352941)
+    assert int(coded["extra.enc.zero.w"]) == 94
+
+
+def test_qsgd_is_the_published_code() -> None:
+    class Draws(np.random.Generator):
+        def random(self, *_: Any, **__: Any) -> Any:
+            return np.array([0.1, 0.9, 0.5, 0.3])
+
+    coded = encodings.qsgd(encodings.Encoded({"w": V}, {}), 4, Draws(np.random.PCG64(0)))
+
+    assert coded.weights["w"].tolist() == [2, -2, 0, 3]
+    assert float(coded.weights["extra.enc.norm.w"]) == pytest.approx(1.5620499351813308)
+    assert coded.metadata == {"encoding": "qsgd", "levels": "4"}
+
+
+def test_qsgd_is_right_on_average() -> None:
+    rng = np.random.default_rng(5)
+    given = encodings.Encoded({"w": V}, {})
+
+    draws = [encodings.qsgd(given, 4, rng).weights for _ in range(4000)]
+
+    values = [draw["w"] * float(draw["extra.enc.norm.w"]) / 4 for draw in draws]
+    np.testing.assert_allclose(np.mean(values, 0), V, atol=0.02)
+
+
+def test_topk_with_error_feedback_is_the_published_code(tmp_path: Path) -> None:
+    zero = {"w": np.zeros(4)}
+    rounds = ([0.5, -2.0, 0.1, 1.0], [0.2, 0.1, 0.4, -0.3])
+
+    coded = [
+        encodings.topk(zero, {"w": np.array(change)}, 2, context(tmp_path, number)).weights
+        for number, change in enumerate(rounds)
+    ]
+
+    assert coded[0]["extra.enc.index.w"].tolist() == [1, 3]
+    assert coded[0]["w"].tolist() == [-2.0, 1.0]
+    assert coded[1]["extra.enc.index.w"].tolist() == [0, 2]
+    np.testing.assert_allclose(coded[1]["w"], [0.7, 0.5], atol=1e-12)
+
+
+def test_fednovas_norms_are_the_papers() -> None:
+    steps = [1 - 0.9**k for k in range(5, 0, -1)]
+
+    assert fednova.norm(5) == 5.0
+    assert fednova.norm(5, momentum=0.9) == pytest.approx(sum(steps) / 0.1)
+    assert fednova.norm(3, lr=0.1, mu=0.5) == pytest.approx(sum(0.95**k for k in range(3)))
+    with pytest.raises(ValueError, match="together"):
+        fednova.norm(3, momentum=0.9, mu=0.1)
+
+
+def test_fedbn_keeps_what_the_vector_says() -> None:
+    names = ["features.0.weight", "bn1.weight", "bn1.running_mean", "classifier.weight"]
+    globals_, mine = {n: [10.0] for n in names}, {n: [1.0] for n in names}
+
+    loaded = personal.keep_mine(globals_, mine, {"exclude": ["bn*"]})
+
+    assert [loaded[name] for name in names] == [[10.0], [1.0], [1.0], [10.0]]
+    assert [n for n in names if personal.together(n, {"exclude": ["bn*"]})] == [names[0], names[3]]
+    assert [n for n in names if personal.together(n, {"include": ["classifier.*"]})] == names[3:]
+
+
+def test_torch_gradients_are_corrected() -> None:
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Linear(1, 1, bias=False)
+    module(torch.ones(1, 1)).sum().backward()
+
+    fl_client.torch_support.add_to_gradients(module, {"weight": np.array([[0.5]])})
+
+    assert module.weight.grad.tolist() == [[1.5]]
