@@ -103,8 +103,8 @@ MOVES: Mapping[type[models.TextChoices], Mapping[str, frozenset[str]]] = {
             {TaskState.DONE, TaskState.FAILED, TaskState.EXPIRED, TaskState.CANCELLED}
         ),
         TaskState.DONE: frozenset(),
-        TaskState.FAILED: frozenset(),
-        TaskState.EXPIRED: frozenset(),
+        TaskState.FAILED: frozenset({TaskState.OPEN}),
+        TaskState.EXPIRED: frozenset({TaskState.OPEN}),
         TaskState.CANCELLED: frozenset(),
     },
     UpdateState: {

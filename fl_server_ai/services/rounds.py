@@ -6,7 +6,7 @@ import uuid
 from django.db import transaction
 from django.utils import timezone
 
-from fl_server_ai.dispatch import dispatch_event
+from fl_server_ai.dispatch import dispatch_event, dispatch_notifications
 from fl_server_ai.notifications import wakeups
 from fl_server_ai.services.chaining import AGGREGATE, step_after
 from fl_server_ai.services.training_options import trainer_options
@@ -18,9 +18,12 @@ from fl_server_core.lifecycle import (
     move,
 )
 from fl_server_core.models import Round, TrainerEvent, Training
+from fl_server_core.services.round_policy import RoundPolicy, Step, decide, policy_of
 from fl_server_core.services.rounds import (
     current_round,
+    round_standing,
     round_tally,
+    tasks_again,
     tasks_cancel,
     tasks_expire,
 )
@@ -56,26 +59,42 @@ def round_advance(*, training_id: uuid.UUID) -> TrainerEvent | None:
 
 
 def _is_over(round: Round, kind: TaskKind) -> bool:
-    if round_tally(round, kind).open == 0:
-        return True
-    if round.deadline is not None and round.deadline <= timezone.now():
+    """Whether everybody asked has answered or the deadline has passed, with answers enough to go on.
+
+    Else it does what the policy says: asks again, or ends the training.
+    """
+    policy, standing = policy_of(round.policy), round_standing(round, kind)
+    step, reason = decide(policy, standing)
+    if step == Step.AGAIN:
+        asked = tasks_again(round=round, kind=kind, seconds=policy.seconds)
+        dispatch_notifications()
+        wakeups.publish([str(task.user_id) for task in asked])
+        return False
+    if step == Step.WAIT:
+        return False
+    if standing.overdue:
         tasks_expire(round=round)
-        return True
-    return False
+    if step == Step.FAIL:
+        training_fail(round.training, round, reason or _too_few(round, kind, policy))
+        return False
+    return True
+
+
+def _too_few(round: Round, kind: TaskKind, policy: RoundPolicy) -> str:
+    tally, needed = round_tally(round, kind), policy.min_updates
+    if kind == TaskKind.SWAG:
+        return (
+            f"NOT_ENOUGH_MOMENTS: the SWAG round of round {round.number} ended with {tally.done} of "
+            f"{tally.total} answers, {needed} are needed"
+        )
+    return (
+        f"NOT_ENOUGH_UPDATES: round {round.number} ended with {tally.done} of {tally.total} "
+        f"updates, {needed} are needed"
+    )
 
 
 def _close_collection(training: Training, round: Round) -> TrainerEvent | None:
     if not _is_over(round, TaskKind.TRAIN):
-        return None
-    tally = round_tally(round, TaskKind.TRAIN)
-    needed = int(round.policy.get("min_updates", 1))
-    if tally.done < max(1, needed):
-        training_fail(
-            training,
-            round,
-            f"NOT_ENOUGH_UPDATES: round {round.number} ended with {tally.done} of {tally.total} "
-            f"updates, {max(1, needed)} are needed",
-        )
         return None
     move(round, RoundPhase.AGGREGATING, deadline=None)
     step = step_after(
@@ -89,23 +108,16 @@ def _close_collection(training: Training, round: Round) -> TrainerEvent | None:
 
 
 def _close_test(training: Training, round: Round) -> TrainerEvent | None:
-    if not _is_over(round, TaskKind.EVALUATE):
+    standing = round_standing(round, TaskKind.EVALUATE)
+    if standing.open and not standing.overdue:
         return None
+    if standing.overdue:  # a test goes on without those who fail, under every policy
+        tasks_expire(round=round)
     return _event(training, round, MODEL_TEST_FINISHED)
 
 
 def _close_swag(training: Training, round: Round) -> TrainerEvent | None:
     if not _is_over(round, TaskKind.SWAG):
-        return None
-    tally = round_tally(round, TaskKind.SWAG)
-    needed = max(1, int(round.policy.get("min_updates", 1)))
-    if tally.done < needed:
-        training_fail(
-            training,
-            round,
-            f"NOT_ENOUGH_MOMENTS: the SWAG round of round {round.number} ended with {tally.done} of "
-            f"{tally.total} answers, {needed} are needed",
-        )
         return None
     return _event(training, round, SWAG_ROUND_FINISHED)
 

@@ -47,7 +47,7 @@ def task_next(*, user: User) -> dict[str, Any]:
     """
     task = (
         tasks_visible_to(user)
-        .filter(ASKING, state=TaskState.OPEN, round__training__state__in=RUNNING)
+        .filter(ASKING, _due(), state=TaskState.OPEN, round__training__state__in=RUNNING)
         .order_by("created_at", "id")
         .first()
     )
@@ -56,6 +56,10 @@ def task_next(*, user: User) -> dict[str, Any]:
             Task.objects.filter(pk=task.pk, fetched_at=None).update(fetched_at=timezone.now())
         return {"state": "task", "task": _task(task)}
     return _nothing_to_do(user)
+
+
+def _due() -> Q:
+    return Q(not_before=None) | Q(not_before__lte=timezone.now())
 
 
 def _weights(model: GlobalModel, version: ModelVersion) -> dict[str, Any]:

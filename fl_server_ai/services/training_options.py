@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from django.conf import settings
-
 from fl_server_ai.aggregation import STRATEGIES, Strategy
 from fl_server_ai.aggregation.options import parse_options
 from fl_server_ai.uncertainty import UNCERTAINTY
@@ -14,6 +12,7 @@ from fl_server_ai.uncertainty.options import parse_options as parse_uncertainty
 from fl_server_core.exceptions import Invalid, NotAvailable
 from fl_server_core.models import Training
 from fl_server_core.models.trainings import UncertaintyMethod
+from fl_server_core.services.round_policy import RoundPolicy, policy_faults
 
 # Known from the wire contract; refused until the server really does them.
 LATER_STRATEGIES = frozenset(
@@ -35,7 +34,7 @@ MAX_CLIENT_CONFIG = 16_384
 
 
 @dataclass(frozen=True)
-class TrainerOptions:
+class TrainerOptions(RoundPolicy):
     """How the rounds of a training follow each other; names as in the wire contract."""
 
     skip_model_tests: bool = field(
@@ -51,19 +50,6 @@ class TrainerOptions:
             "newest one are kept as its members, which can be asked together and not be downloaded."
         },
     )
-    round_deadline: float | None = field(
-        default=None,
-        metadata={
-            "doc": "Seconds a round or test waits, at most a year; the server's default if null.",
-            "gt": 0.0,
-            "le": 31_536_000,
-        },
-    )
-    min_updates: int = field(
-        default=1,
-        metadata={"doc": "A round with fewer updates at its end fails.", "ge": 1, "le": 100_000},
-    )
-
     daisy_chain_period: int = field(
         default=0,
         metadata={
@@ -118,11 +104,6 @@ class TrainerOptions:
         """Local rounds between two averages of chained models; None: only at the end."""
         return self.daisy_chain_period if self.aggregation_period == 0 else self.aggregation_period
 
-    @property
-    def seconds(self) -> float:
-        """How long a phase may last. There is always an end: nothing waits for ever."""
-        return settings.FL_ROUND_SECONDS if self.round_deadline is None else self.round_deadline
-
 
 CHAINING = frozenset({"aggregation_period", "chain_period", "chain_weight", "no_fixed_points"})
 TRAINER_FIELDS = frozenset(option.name for option in fields(TrainerOptions))
@@ -153,12 +134,9 @@ def options_validate(
     trainer = _split(aggregation_method, options)[0]
     _check_chaining(aggregation_method, options, trainer)
     if trainer.swag_rank == 1:
-        said = "0, or at least 2: one column has no spread"
-        raise Invalid(
-            f"/options/swag_rank: {said}",
-            code="BAD_OPTION",
-            errors=[{"pointer": "/options/swag_rank", "code": "range", "detail": said}],
-        )
+        raise _fault("swag_rank", "0, or at least 2: one column has no spread")
+    for name, said in policy_faults(trainer):
+        raise _fault(name, said)
 
 
 def _check_chaining(method: str, given: Mapping[str, Any], options: TrainerOptions) -> None:
@@ -171,11 +149,15 @@ def _check_chaining(method: str, given: Mapping[str, Any], options: TrainerOptio
         wrong = "chain_period"
         said = f"chain_period is 1 to {every}, the local rounds between two averages"
     if wrong:
-        raise Invalid(
-            f"/options/{wrong}: {said}",
-            code="BAD_OPTION",
-            errors=[{"pointer": f"/options/{wrong}", "code": "range", "detail": said}],
-        )
+        raise _fault(wrong, said)
+
+
+def _fault(option: str, said: str) -> Invalid:
+    return Invalid(
+        f"/options/{option}: {said}",
+        code="BAD_OPTION",
+        errors=[{"pointer": f"/options/{option}", "code": "range", "detail": said}],
+    )
 
 
 def _split(

@@ -29,6 +29,7 @@ from fl_server_core.models.weights import ModelType
 from fl_server_core.services import rounds, trainings
 from fl_server_core.services.moments import swag_open
 from fl_server_core.services.notifications import notifications_queue
+from fl_server_core.services.round_policy import policy_frozen
 from fl_server_core.storage import local_path
 
 MAX_ROUNDS = 2**31 - 1
@@ -120,7 +121,7 @@ def round_start(training: Training) -> Round:
     opened = rounds.round_open(
         training=training,
         seconds=options.seconds,
-        policy={"min_updates": options.min_updates},
+        policy=policy_frozen(options),
         starts=starts_of(training, options),
     )
     dispatch_notifications()

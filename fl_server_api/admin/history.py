@@ -68,6 +68,8 @@ class TaskAdmin(HistoryAdmin[Task]):
         "kind",
         "number",
         "state",
+        "attempt",
+        "not_before",
         "failure",
         "progress",
         "created_at",

@@ -105,7 +105,7 @@ class ParticipationOutput(serializers.ModelSerializer[Task]):
     class Meta:
         model = Task
         fields = [
-            "user", "kind", "state", "failure", "progress", "created_at", "fetched_at",
+            "user", "kind", "state", "attempt", "failure", "progress", "created_at", "fetched_at",
             "progress_at", "finished_at",
         ]  # fmt: skip
 

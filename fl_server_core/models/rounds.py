@@ -59,7 +59,12 @@ class Task(models.Model):
     continues = models.ForeignKey(
         "LocalModel", on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )
-    failure = models.TextField(blank=True)  # "CODE: text", as reported or found
+    # Counts up when a failed or expired part is asked for again (failure policy "wait").
+    attempt = models.PositiveIntegerField(default=1)
+    not_before = models.DateTimeField(null=True, blank=True)  # of the latest attempt
+    failure = models.TextField(
+        blank=True
+    )  # "CODE: text", as reported or found; of the last failed attempt
     progress = models.JSONField(null=True, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
     fetched_at = models.DateTimeField(null=True, blank=True)  # when the client was first told

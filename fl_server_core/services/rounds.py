@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from fl_server_core.exceptions import DuplicateUpdate, Invalid, NotPermitted, RoundClosed
 from fl_server_core.lifecycle import (
     OPEN_PHASES,
+    NotificationState,
     RoundPhase,
     TaskKind,
     TaskState,
@@ -28,6 +30,7 @@ from fl_server_core.models import (
     GlobalModel,
     LocalModel,
     Metric,
+    Notification,
     Participant,
     Round,
     Task,
@@ -37,9 +40,15 @@ from fl_server_core.models import (
 from fl_server_core.models.notifications import NotificationType
 from fl_server_core.services.metrics import Value, metrics_record, metrics_stored
 from fl_server_core.services.notifications import notifications_queue
+from fl_server_core.services.round_policy import Standing, pause_before
 from fl_server_core.services.trainings import participants_active
 
 MAX_SAMPLES = 2**31
+MESSAGES = {
+    TaskKind.TRAIN: NotificationType.UPDATE_ROUND_START,
+    TaskKind.SWAG: NotificationType.SWAG_ROUND_START,
+    TaskKind.EVALUATE: NotificationType.MODEL_TEST_ROUND,
+}
 # By the participant's id, the update that he goes on from; None: the global model.
 Starts = Mapping[uuid.UUID, LocalModel | None]
 
@@ -321,6 +330,58 @@ def task_fail(*, task: Task, code: str, text: str) -> None:
     """End a participant's part in a round; one that has ended already stays as it is."""
     if task.state == TaskState.OPEN:
         move(task, TaskState.FAILED, failure=f"{code}: {text}"[:4000], finished_at=timezone.now())
+
+
+def round_standing(round: Round, kind: TaskKind) -> Standing:
+    """What `decide` looks at. Who has failed and was taken out since is none of those asked any more."""
+    tally = round_tally(round, kind)
+    overdue = round.deadline is not None and round.deadline <= timezone.now()
+    return Standing(tally.open, tally.done, _lost(round, kind).count(), overdue)
+
+
+def _lost(round: Round, kind: TaskKind) -> QuerySet[Task]:
+    return round.tasks.filter(
+        kind=kind,
+        state__in=[TaskState.FAILED, TaskState.EXPIRED],
+        user__in=participants_active(round.training),
+    )
+
+
+def tasks_again(*, round: Round, kind: TaskKind, seconds: float) -> list[Task]:
+    """Ask those who failed or were late once more: the same part, its next attempt.
+
+    Who is late is asked at once, and the deadline moves; who said that it failed after a pause.
+    """
+    late = round_standing(round, kind).overdue
+    if late:
+        tasks_expire(round=round)
+        round.deadline = _deadline(seconds)
+        round.save(update_fields=["deadline"])
+    now = timezone.now()
+    asked = list(_lost(round, kind).select_related("user"))
+    for task in asked:
+        pause = 0.0 if task.state == TaskState.EXPIRED else pause_before(task.attempt)
+        move(
+            task,
+            TaskState.OPEN,
+            attempt=task.attempt + 1,
+            not_before=now + timedelta(seconds=pause),
+            fetched_at=None,
+            finished_at=None,
+            progress=None,
+            progress_at=None,
+        )
+    under_way = Notification.objects.filter(task__in=asked, state=NotificationState.QUEUED)
+    told = set(under_way.values_list("receiver_id", flat=True))
+    for number in {task.number for task in asked}:
+        notifications_queue(
+            training=round.training,
+            type=MESSAGES[kind],
+            receivers=[task.user for task in asked if task.user_id not in told],
+            round=number,
+            tasks=asked,
+        )
+    return asked
 
 
 def tasks_expire(*, round: Round) -> None:
