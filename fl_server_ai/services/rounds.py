@@ -2,13 +2,15 @@
 
 import logging
 import uuid
+from collections.abc import Iterable
+from dataclasses import replace
 
 from django.db import transaction
 from django.utils import timezone
 
 from fl_server_ai.dispatch import dispatch_event, dispatch_notifications
 from fl_server_ai.notifications import wakeups
-from fl_server_ai.services.chaining import AGGREGATE, step_after
+from fl_server_ai.services.chaining import AGGREGATE, starts_of, step_after
 from fl_server_ai.services.training_options import trainer_options
 from fl_server_core.lifecycle import (
     OPEN_PHASES,
@@ -17,17 +19,27 @@ from fl_server_core.lifecycle import (
     TrainingState,
     move,
 )
-from fl_server_core.models import Round, TrainerEvent, Training
-from fl_server_core.services.round_policy import RoundPolicy, Step, decide, policy_of
+from fl_server_core.models import Round, Task, TrainerEvent, Training
+from fl_server_core.services.asking import Asked, round_ask
+from fl_server_core.services.round_policy import (
+    RoundPolicy,
+    Standing,
+    Step,
+    decide,
+    policy_of,
+)
 from fl_server_core.services.rounds import (
     current_round,
+    deadline_in,
+    round_extend,
     round_standing,
     round_tally,
     tasks_again,
     tasks_cancel,
+    tasks_close,
     tasks_expire,
 )
-from fl_server_core.services.trainings import training_locked
+from fl_server_core.services.trainings import participants_active, training_locked
 
 log = logging.getLogger("fl.server")
 TRAINING_ROUND_FINISHED = "TrainingRoundFinished"
@@ -64,20 +76,45 @@ def _is_over(round: Round, kind: TaskKind) -> bool:
     Else it does what the policy says: asks again, or ends the training.
     """
     policy, standing = policy_of(round.policy), round_standing(round, kind)
+    if kind == TaskKind.SWAG:  # the number that closes a round is one of updates
+        policy = replace(policy, buffer_size=None)
     step, reason = decide(policy, standing)
-    if step == Step.AGAIN:
-        asked = tasks_again(round=round, kind=kind, seconds=policy.seconds)
-        dispatch_notifications()
-        wakeups.publish([str(task.user_id) for task in asked])
-        return False
     if step == Step.WAIT:
         return False
     if standing.overdue:
         tasks_expire(round=round)
-    if step == Step.FAIL:
+    if step in {Step.AGAIN, Step.EXTEND}:
+        _ask_again(round, kind, policy, standing, step)
+    elif step == Step.FAIL:
         training_fail(round.training, round, reason or _too_few(round, kind, policy))
-        return False
-    return True
+    elif step == Step.SKIP:
+        _skip(round, _too_few(round, kind, policy))
+    else:
+        tasks_close(round=round)
+    return step == Step.CLOSE
+
+
+def _ask_again(
+    round: Round, kind: TaskKind, policy: RoundPolicy, standing: Standing, step: Step
+) -> None:
+    if step == Step.EXTEND:
+        round_extend(round, policy.seconds)
+    elif standing.overdue:
+        round.deadline = deadline_in(policy.seconds)
+        round.save(update_fields=["deadline"])
+    tell(tasks_again(round=round, kind=kind))
+
+
+def tell(tasks: Iterable[Task]) -> None:
+    """Send the messages that are queued and wake those who wait, once this is committed."""
+    dispatch_notifications()
+    wakeups.publish([str(task.user_id) for task in tasks])
+
+
+def _skip(round: Round, why: str) -> None:
+    tasks_close(round=round)
+    move(round, RoundPhase.SKIPPED, reason=why, deadline=None, finished_at=timezone.now())
+    _event(round.training, round, TRAINING_ROUND_FINISHED)
 
 
 def _too_few(round: Round, kind: TaskKind, policy: RoundPolicy) -> str:
@@ -94,7 +131,7 @@ def _too_few(round: Round, kind: TaskKind, policy: RoundPolicy) -> str:
 
 
 def _close_collection(training: Training, round: Round) -> TrainerEvent | None:
-    if not _is_over(round, TaskKind.TRAIN):
+    if not _is_asked(training, round) or not _is_over(round, TaskKind.TRAIN):
         return None
     move(round, RoundPhase.AGGREGATING, deadline=None)
     step = step_after(
@@ -105,6 +142,20 @@ def _close_collection(training: Training, round: Round) -> TrainerEvent | None:
         round,
         TRAINING_ROUND_FINISHED if step == AGGREGATE else DAISY_CHAIN_ROUND_FINISHED,
     )
+
+
+def _is_asked(training: Training, round: Round) -> bool:
+    """Whether there is something to decide: somebody was asked, or it is too late for that."""
+    options = trainer_options(training)
+    outcome, tasks = round_ask(round=round, starts=starts_of(training, options))
+    if tasks:
+        tell(tasks)
+    if outcome == Asked.EMPTY:
+        _skip(round, f"EMPTY_SAMPLE: the draw of round {round.number} has too few sites")
+        return False
+    if outcome == Asked.WAITING and participants_active(training):
+        return round.deadline is None or round.deadline <= timezone.now()
+    return True
 
 
 def _close_test(training: Training, round: Round) -> TrainerEvent | None:
@@ -134,7 +185,7 @@ def training_fail(training: Training, round: Round, reason: str) -> None:
     """End a training with a reason that people can read; the training is locked."""
     now = timezone.now()
     log.error("training %s round %s: %s", training.pk, round.number, reason)
-    if round.phase not in {RoundPhase.DONE, RoundPhase.FAILED}:
+    if round.phase not in {RoundPhase.DONE, RoundPhase.SKIPPED, RoundPhase.FAILED}:
         move(round, RoundPhase.FAILED, reason=reason, finished_at=now, deadline=None)
     move(training, TrainingState.ERROR, reason=reason, finished_at=now, last_update=now)
     users = [str(pk) for pk in round.tasks.values_list("user_id", flat=True)]

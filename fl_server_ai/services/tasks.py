@@ -25,6 +25,7 @@ from fl_server_core.lifecycle import (
 from fl_server_core.models import GlobalModel, ModelVersion, Participant, Task, Training, User
 from fl_server_core.selectors import tasks_visible_to
 from fl_server_core.services.rounds import current_round, round_tally, task_fail
+from fl_server_core.services.sampling import spread
 from fl_server_core.services.trainings import training_locked
 
 RETRY_AFTER = 2.0  # seconds
@@ -120,11 +121,12 @@ def _nothing_to_do(user: User) -> dict[str, Any]:
     live = (
         Training.objects.filter(memberships__user=user, memberships__removed_at=None)
         .exclude(state__in=TERMINAL_TRAINING_STATES)
+        .select_related("model")
         .order_by(F("started_at").asc(nulls_last=True), "created_at")
         .first()
     )
     if live is not None:
-        return _wait(_reason(live))
+        return {**_wait(_reason(live)), "retry_after": _come_back(live, user)}
     last = (
         Participant.objects.filter(user=user)
         .select_related("training__model__current_version__blob")
@@ -144,6 +146,15 @@ def _nothing_to_do(user: User) -> dict[str, Any]:
 
 def _wait(reason: str) -> dict[str, Any]:
     return {"state": "wait", "retry_after": RETRY_AFTER, "reason": reason}
+
+
+def _come_back(training: Training, user: User) -> float:
+    """Seconds until a client without a task should ask again."""
+    seconds = trainer_options(training).check_in
+    if seconds is None:
+        return RETRY_AFTER
+    number = training.model.round
+    return spread(seconds, seed=training.seed, number=number, name=str(user.pk))
 
 
 def _done(membership: Participant) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from fl_server_ai.aggregation import STRATEGIES, Strategy
@@ -31,6 +31,7 @@ LATER_STRATEGIES = frozenset(
 )
 SWAG_WORDS = {"last": 0, "every": 1}
 MAX_CLIENT_CONFIG = 16_384
+ANY_NUMBER = 1_000_000  # of participants: as many as may still join
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,13 @@ class TrainerOptions(RoundPolicy):
             "le": 100,
         },
     )
+    test_every: int = field(
+        default=1,
+        metadata={
+            "doc": "With model_test_after_each_round: test after so many rounds, and at the end.",
+            "ge": 1,
+        },
+    )
     no_fixed_points: bool = field(
         default=False, metadata={"doc": "Nobody gets his own model back when models are handed on."}
     )
@@ -137,6 +145,8 @@ def options_validate(
         raise _fault("swag_rank", "0, or at least 2: one column has no spread")
     for name, said in policy_faults(trainer):
         raise _fault(name, said)
+    _check_fewest(aggregation_method, _split(aggregation_method, options)[1], trainer)
+    _check_skipping(trainer, uncertainty_method)
 
 
 def _check_chaining(method: str, given: Mapping[str, Any], options: TrainerOptions) -> None:
@@ -150,6 +160,36 @@ def _check_chaining(method: str, given: Mapping[str, Any], options: TrainerOptio
         said = f"chain_period is 1 to {every}, the local rounds between two averages"
     if wrong:
         raise _fault(wrong, said)
+
+
+def _check_fewest(method: str, strategy: Strategy[Any], options: TrainerOptions) -> None:
+    most = options.goal(ANY_NUMBER)
+    if strategy.fewest() > most:
+        name = "clients_per_round" if options.buffer_size is None else "buffer_size"
+        raise _fault(
+            name,
+            f"{method} needs {strategy.fewest()} updates ({strategy.assumes}), a round comes to {most} at "
+            "most with these options",
+        )
+
+
+def _check_skipping(options: TrainerOptions, uncertainty_method: str) -> None:
+    """A round may be skipped only where nothing else hangs on it."""
+    skips = {
+        "at_deadline": options.at_deadline == "skip",
+        "sampling": options.sampling == "poisson",
+    }
+    for name in (name for name, may in skips.items() if may):
+        if options.daisy_chain_period:
+            raise _fault(name, "a round of a daisy chain can't be skipped")
+        if uncertainty_method == UncertaintyMethod.SWAG:
+            raise _fault(name, "with SWAG no round can be skipped: moments follow the last one")
+
+
+def effective_policy(training: Training) -> RoundPolicy:
+    """The training's policy; a round needs no fewer updates than its strategy does."""
+    options, strategy, _ = _split(training.aggregation_method, training.options)
+    return replace(options, min_updates=max(options.min_updates, strategy.fewest()))
 
 
 def _fault(option: str, said: str) -> Invalid:

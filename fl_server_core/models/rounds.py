@@ -29,6 +29,9 @@ class Round(models.Model):
     chain = models.JSONField(null=True, blank=True)
     started_at = models.DateTimeField(auto_now_add=True)
     deadline = models.DateTimeField(null=True, blank=True, db_index=True)  # of the current phase
+    extensions = models.PositiveIntegerField(
+        default=0
+    )  # how often the deadline was moved for want of updates
     finished_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:

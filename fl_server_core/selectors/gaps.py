@@ -12,6 +12,8 @@ from fl_server_core.models import Task, Training, User
 from fl_server_core.selectors.visibility import users_visible_to
 
 CODE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+# The code of parts that a round did not wait for.
+ROUND_FULL = "ROUND_FULL"
 ROUNDS_TOLD, MISSING_TOLD = 100, 20
 
 
@@ -50,8 +52,11 @@ def failure_code(failure: str) -> str:
 
 
 def gaps(*, training: Training, visible_to: User) -> list[Gap]:
-    """The newest 100 of them, oldest first; rounds that still collect are none yet."""
-    asked = Q(tasks__kind=TaskKind.TRAIN)
+    """The newest 100 of them, oldest first; rounds that still collect are none yet.
+
+    Who was not waited for because the round had all it wanted (ROUND_FULL) is not missing.
+    """
+    asked = Q(tasks__kind=TaskKind.TRAIN) & ~Q(tasks__failure__startswith=f"{ROUND_FULL}:")
     rounds = list(
         training.rounds.exclude(phase__in=OPEN_PHASES)
         .annotate(
@@ -64,7 +69,8 @@ def gaps(*, training: Training, visible_to: User) -> list[Gap]:
     )
     tasks: dict[int, list[Task]] = defaultdict(list)
     absent = Task.objects.filter(round__in=[r.pk for r in rounds], kind=TaskKind.TRAIN)
-    for task in absent.exclude(state=TaskState.DONE).order_by("created_at", "id"):
+    absent = absent.exclude(state=TaskState.DONE).exclude(failure__startswith=f"{ROUND_FULL}:")
+    for task in absent.order_by("created_at", "id"):
         if len(tasks[task.round_id]) < MISSING_TOLD:
             tasks[task.round_id].append(task)
     ids = {task.user_id for found in tasks.values() for task in found}

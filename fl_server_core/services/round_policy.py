@@ -1,11 +1,14 @@
 """How a round closes: its part of a training's options, frozen on the round, and the decision itself."""
 
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
 from django.conf import settings
+
+from fl_server_core.services.sampling import COUNTED, KINDS, SHARED, sample_goal
 
 BACK_OFF = (2.0, 10.0, 30.0, 60.0)  # seconds before a failed participant is asked again
 
@@ -44,6 +47,95 @@ class RoundPolicy:
         },
     )
 
+    sampling: str = field(
+        default="all",
+        metadata={
+            "doc": "Who is asked in a round: all; a fixed number; a fraction; each with a probability "
+            "(poisson); in turn (round_robin); or the same ones as long as they are there (sticky).",
+            "choices": KINDS,
+        },
+    )
+    clients_per_round: int | None = field(
+        default=None,
+        metadata={
+            "doc": "How many are asked with fixed, round_robin and sticky.",
+            "ge": 1,
+            "le": 100_000,
+        },
+    )
+    client_fraction: float | None = field(
+        default=None,
+        metadata={
+            "doc": "Which part is asked with fraction (rounded up); the probability with poisson.",
+            "gt": 0.0,
+            "le": 1.0,
+        },
+    )
+    over_selection: float = field(
+        default=1.0,
+        metadata={
+            "doc": "Ask so many times more than sampling says, and close the round with the updates "
+            "that come first.",
+            "ge": 1.0,
+            "le": 10.0,
+        },
+    )
+    seen_within: float | None = field(
+        default=None,
+        metadata={
+            "doc": "Ask only those who contacted the server within so many seconds; contacts are noted "
+            "once a minute.",
+            "ge": 90.0,
+        },
+    )
+    required: list[str] = field(
+        default_factory=list,
+        metadata={"doc": "Ids of participants without whose update no round closes."},
+    )
+    buffer_size: int | None = field(
+        default=None,
+        metadata={
+            "doc": "Close the round with so many updates although more were asked for.",
+            "ge": 1,
+            "le": 100_000,
+        },
+    )
+    at_deadline: str = field(
+        default="aggregate",
+        metadata={
+            "doc": "When the deadline passes: go on with min_updates, with fewer the training fails "
+            "(aggregate); with fewer wait longer (extend) or keep the model and count the round "
+            "(skip); or fail if anybody is missing (fail).",
+            "choices": ("aggregate", "extend", "skip", "fail"),
+        },
+    )
+    max_extensions: int = field(
+        default=3,
+        metadata={
+            "doc": "How often a round is extended before it fails.",
+            "ge": 1,
+            "le": 1_000,
+        },
+    )
+    deadline_factor: float | None = field(
+        default=None,
+        metadata={
+            "doc": "An adaptive deadline: so many times what nine of ten participants needed in the last "
+            "five rounds; round_deadline is the longest.",
+            "ge": 1.0,
+            "le": 100.0,
+        },
+    )
+    check_in: float | None = field(
+        default=None,
+        metadata={
+            "doc": "Seconds after which a client without a task is told to come back, spread over half to "
+            "one and a half times that.",
+            "gt": 0.0,
+            "le": 86_400,
+        },
+    )
+
     @property
     def seconds(self) -> float:
         """How long a phase may last. There is always an end: nothing waits for ever unasked."""
@@ -56,19 +148,51 @@ class RoundPolicy:
             return self.max_failure_rate
         return 0.0 if self.failure_policy == "fail" else 1.0
 
+    def goal(self, candidates: int) -> int:
+        """The most updates that a round can come to when so many may be asked."""
+        goal = sample_goal(
+            self.sampling,
+            candidates=candidates,
+            count=self.clients_per_round or 1,
+            fraction=self.client_fraction or 1.0,
+        )
+        goal = min(candidates, max(goal, len(self.required)))
+        return goal if self.buffer_size is None else min(goal, self.buffer_size)
+
 
 POLICY_FIELDS = tuple(option.name for option in fields(RoundPolicy))
 
 
 def policy_faults(policy: RoundPolicy) -> Iterator[tuple[str, str]]:
     """Options that contradict each other: (name, what is wrong)."""
+    kind, count = policy.sampling, policy.clients_per_round
     if policy.failure_policy == "wait" and policy.max_failure_rate is not None:
         yield "max_failure_rate", "means nothing with the failure policy wait: nobody is given up"
+    if policy.failure_policy == "wait" and policy.at_deadline != "aggregate":
+        yield "at_deadline", "means nothing with the failure policy wait: the deadline is moved"
+    if (kind in COUNTED) != (count is not None):
+        yield "clients_per_round", f"belongs to the sampling {', '.join(sorted(COUNTED))}"
+    if (kind in SHARED) != (policy.client_fraction is not None):
+        yield "client_fraction", f"belongs to the sampling {', '.join(sorted(SHARED))}"
+    if policy.over_selection > 1 and kind in {"all", "poisson"}:
+        yield "over_selection", f"the sampling {kind} aims at no number that could be exceeded"
+    if len(set(policy.required)) != len(policy.required) or not all(map(_is_id, policy.required)):
+        yield "required", "a list of different user ids"
+    most = policy.goal(1_000_000)
+    if policy.min_updates > most:
+        yield "min_updates", f"a round comes to {most} updates at most with these options"
 
 
-def policy_frozen(options: RoundPolicy) -> dict[str, Any]:
+def _is_id(text: str) -> bool:
+    try:
+        return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False
+
+
+def policy_frozen(policy: RoundPolicy) -> dict[str, Any]:
     """What is stored on a round that opens now."""
-    known = asdict(options)
+    known = asdict(policy)
     return {name: known[name] for name in POLICY_FIELDS}
 
 
@@ -90,6 +214,8 @@ class Standing:
     done: int
     lost: int  # failed, or expired
     overdue: bool  # the deadline has passed
+    required_missing: int = 0
+    extensions: int = 0
 
     @property
     def asked(self) -> int:
@@ -102,12 +228,21 @@ class Step(StrEnum):
 
     WAIT = "wait"
     AGAIN = "ask the missing again"
+    EXTEND = "ask the missing again, a limited number of times"
     CLOSE = "close"
+    SKIP = "keep the model and go on"
     FAIL = "fail"
 
 
 def decide(policy: RoundPolicy, now: Standing) -> tuple[Step, str]:
-    """The next step, and why a round fails if not for want of updates ("CODE: sentence"). Asking twice changes nothing."""
+    """The next step, and why a round fails if not for want of updates ("CODE: sentence").
+
+    Asking twice changes nothing. Every round that is not waiting for an open part or its deadline gets a
+    step that moves it: there is no standing from which nothing follows.
+    """
+    quorum = now.done >= policy.min_updates and not now.required_missing
+    if quorum and policy.buffer_size is not None and now.done >= policy.buffer_size:
+        return Step.CLOSE, ""
     lost = now.lost + (now.open if now.overdue else 0)
     if policy.failure_policy == "wait":
         if lost:
@@ -118,6 +253,10 @@ def decide(policy: RoundPolicy, now: Standing) -> tuple[Step, str]:
         )
     if now.open and not now.overdue:
         return Step.WAIT, ""
-    if now.done < policy.min_updates:
-        return Step.FAIL, ""
-    return Step.CLOSE, ""
+    if now.overdue and now.open and policy.at_deadline == "fail":
+        return Step.FAIL, f"DEADLINE_MISSED: {now.open} of {now.asked} sites sent nothing in time"
+    if quorum:
+        return Step.CLOSE, ""
+    if policy.at_deadline == "extend" and now.extensions < policy.max_extensions:
+        return Step.EXTEND, ""
+    return (Step.SKIP if policy.at_deadline == "skip" else Step.FAIL), ""

@@ -5,10 +5,9 @@ Every function that writes expects the training's row to be locked by the caller
 """
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from django.db.models import QuerySet
 from django.utils import timezone
@@ -38,9 +37,10 @@ from fl_server_core.models import (
     User,
 )
 from fl_server_core.models.notifications import NotificationType
+from fl_server_core.selectors.gaps import ROUND_FULL
 from fl_server_core.services.metrics import Value, metrics_record, metrics_stored
 from fl_server_core.services.notifications import notifications_queue
-from fl_server_core.services.round_policy import Standing, pause_before
+from fl_server_core.services.round_policy import Standing, pause_before, policy_of
 from fl_server_core.services.trainings import participants_active
 
 MAX_SAMPLES = 2**31
@@ -105,46 +105,10 @@ def tasks_ask(
     return tasks
 
 
-def round_open(
-    *,
-    training: Training,
-    seconds: float | None,
-    policy: Mapping[str, Any],
-    starts: Callable[[Sequence[User]], Starts] | None = None,
-) -> Round:
-    """Open the round that the model stands at and ask everybody who is in. Again: returns it as it is.
-
-    In a daisy chain `starts(users)` says which update each of them goes on from.
-    """
-    model = training.model
-    round, created = Round.objects.get_or_create(
-        training=training,
-        number=model.round,
-        defaults={
-            "base_version": model.weights,
-            "deadline": _deadline(seconds),
-            "policy": dict(policy),
-        },
-    )
-    if not created:
-        return round
-    users = participants_active(training)
-    begins = starts(users) if starts else None
-    if begins is not None:
-        round.chain = {str(pk): str(start.pk) if start else None for pk, start in begins.items()}
-        round.save(update_fields=["chain"])
-    tasks_ask(
-        round, users, TaskKind.TRAIN, round.number, NotificationType.UPDATE_ROUND_START, begins
-    )
-    if not any(user.message_endpoint for user in users):
-        move(round, RoundPhase.COLLECTING)
-    return round
-
-
 def evaluation_open(*, round: Round, seconds: float | None) -> None:
     """Ask everybody who is in to evaluate the round's result; the number is the one after the increment."""
     training = round.training
-    move(round, RoundPhase.TESTING, deadline=_deadline(seconds))
+    move(round, RoundPhase.TESTING, deadline=deadline_in(seconds))
     users = participants_active(training)
     tasks_ask(
         round,
@@ -155,7 +119,8 @@ def evaluation_open(*, round: Round, seconds: float | None) -> None:
     )
 
 
-def _deadline(seconds: float | None) -> datetime | None:
+def deadline_in(seconds: float | None) -> datetime | None:
+    """So many seconds from now; None is no deadline."""
     return None if seconds is None else timezone.now() + timedelta(seconds=seconds)
 
 
@@ -336,7 +301,23 @@ def round_standing(round: Round, kind: TaskKind) -> Standing:
     """What `decide` looks at. Who has failed and was taken out since is none of those asked any more."""
     tally = round_tally(round, kind)
     overdue = round.deadline is not None and round.deadline <= timezone.now()
-    return Standing(tally.open, tally.done, _lost(round, kind).count(), overdue)
+    return Standing(
+        open=tally.open,
+        done=tally.done,
+        lost=_lost(round, kind).count(),
+        overdue=overdue,
+        required_missing=_required_missing(round, kind),
+        extensions=round.extensions,
+    )
+
+
+def _required_missing(round: Round, kind: TaskKind) -> int:
+    """How many of those who are required, and still in, have not delivered."""
+    required = policy_of(round.policy).required
+    if not required:
+        return 0
+    here = [user for user in participants_active(round.training) if str(user.pk) in required]
+    return len(here) - round.tasks.filter(kind=kind, user__in=here, state=TaskState.DONE).count()
 
 
 def _lost(round: Round, kind: TaskKind) -> QuerySet[Task]:
@@ -347,16 +328,18 @@ def _lost(round: Round, kind: TaskKind) -> QuerySet[Task]:
     )
 
 
-def tasks_again(*, round: Round, kind: TaskKind, seconds: float) -> list[Task]:
+def round_extend(round: Round, seconds: float) -> None:
+    """Move the deadline for want of updates; this is counted."""
+    round.extensions += 1
+    round.deadline = deadline_in(seconds)
+    round.save(update_fields=["extensions", "deadline"])
+
+
+def tasks_again(*, round: Round, kind: TaskKind) -> list[Task]:
     """Ask those who failed or were late once more: the same part, its next attempt.
 
-    Who is late is asked at once, and the deadline moves; who said that it failed after a pause.
+    Who is late is asked at once; who said that it failed after a pause.
     """
-    late = round_standing(round, kind).overdue
-    if late:
-        tasks_expire(round=round)
-        round.deadline = _deadline(seconds)
-        round.save(update_fields=["deadline"])
     now = timezone.now()
     asked = list(_lost(round, kind).select_related("user"))
     for task in asked:
@@ -390,6 +373,16 @@ def tasks_expire(*, round: Round) -> None:
         round.tasks.filter(state=TaskState.OPEN),
         TaskState.EXPIRED,
         failure="DEADLINE: nothing arrived in time",
+        finished_at=timezone.now(),
+    )
+
+
+def tasks_close(*, round: Round) -> None:
+    """End the parts that are still open although the round has all that it wants."""
+    move_all(
+        round.tasks.filter(state=TaskState.OPEN),
+        TaskState.CANCELLED,
+        failure=f"{ROUND_FULL}: the round closed with the updates that came first",
         finished_at=timezone.now(),
     )
 
