@@ -41,11 +41,15 @@ class UpdateChanged(AggregationException):
 
 @dataclass(frozen=True)
 class UpdateFile:
-    """A canonical safetensors file; `sha256` (hex) is compared only if `aggregate` is asked to verify."""
+    """A canonical safetensors file; `sha256` (hex) is compared only if `aggregate` is asked to verify.
+
+    `start` is the model that it was trained from, where that is not the round's base.
+    """
 
     path: Path
     meta: UpdateMeta
     sha256: str | None = None
+    start: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ class UpdateMeta:
 
     participant: str
     num_examples: int
+    staleness: int = 0  # versions between the one it was trained from and the current one
+    discount: float = 1.0  # what staleness leaves of its weight; the engine multiplies
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ class Strategy(Generic[OptionsT]):
     Options: ClassVar[type[Any]] = NoOptions
     paper: ClassVar[str] = ""  # arXiv id
     needs_gram: ClassVar[bool] = False
+    mode: ClassVar[str] = "sync"  # the mode that trainings with this strategy have by default
+    # Whether stale updates are moved to where they would be, had they started from the current model.
+    rebases: ClassVar[bool] = True
     assumes: ClassVar[str] = ""  # why a round needs `fewest()` updates, as a formula
     # Each of these names is a vector with one number per float parameter, kept from round to round.
     state_blocks: ClassVar[tuple[str, ...]] = ()
