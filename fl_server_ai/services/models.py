@@ -100,22 +100,26 @@ def model_upload(**fields: Any) -> GlobalModel:
 
 
 def weights_for(*, model: GlobalModel, user: User) -> Blob:
-    """What a user has to work with: the current weights, or in a daisy chain those that he goes on from."""
+    """What a user has to work with: the current weights, or those that his open part goes on from.
+
+    In a daisy chain these are another's; in asynchronous modes they may be of an older version.
+    """
     task = (
         Task.objects.filter(
             user=user,
             kind=TaskKind.TRAIN,
             state=TaskState.OPEN,
             round__training__model=model,
-            continues__blob__isnull=False,
         )
-        .select_related("continues__blob")
+        .select_related("continues__blob", "round__base_version__blob")
         .order_by("-created_at")
         .first()
     )
-    if task is not None and task.continues is not None and task.continues.blob is not None:
+    if task is None:
+        return model.weights.blob
+    if task.continues is not None and task.continues.blob is not None:
         return task.continues.blob
-    return model.weights.blob
+    return task.round.base_version.blob
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from fl_server_core.services.blobs import (
     files_sweep,
 )
 from fl_server_core.services.statistics import statistics_delete_unused
+from fl_server_core.services.lateness import late_updates_settle
 from fl_server_core.services.trainings import training_locked
 from fl_server_core.services.uploads import uploads_delete_expired
 
@@ -54,6 +55,7 @@ def sweep() -> Sweep:
         state=NotificationState.QUEUED, next_attempt_at__lte=timezone.now()
     ).exists():
         dispatch_notifications()
+    late_updates_settle()
     deleted = blobs_delete_doomed()
     _housekeeping()
     return Sweep(dispatched, failed, closed, deleted)

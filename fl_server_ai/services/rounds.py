@@ -21,6 +21,8 @@ from fl_server_core.lifecycle import (
 )
 from fl_server_core.models import Round, Task, TrainerEvent, Training
 from fl_server_core.services.asking import Asked, round_ask
+from fl_server_core.services.buffering import buffer_ask, parts_expire
+from fl_server_core.services.lateness import busy_with, late_updates_adopt
 from fl_server_core.services.round_policy import (
     RoundPolicy,
     Standing,
@@ -81,15 +83,17 @@ def _is_over(round: Round, kind: TaskKind) -> bool:
     step, reason = decide(policy, standing)
     if step == Step.WAIT:
         return False
-    if standing.overdue:
+    if standing.overdue and not policy.buffered:
         tasks_expire(round=round)
+    elif standing.overdue:
+        parts_expire(round, policy)
     if step in {Step.AGAIN, Step.EXTEND}:
         _ask_again(round, kind, policy, standing, step)
     elif step == Step.FAIL:
         training_fail(round.training, round, reason or _too_few(round, kind, policy))
     elif step == Step.SKIP:
         _skip(round, _too_few(round, kind, policy))
-    else:
+    elif not policy.buffered:
         tasks_close(round=round)
     return step == Step.CLOSE
 
@@ -112,7 +116,8 @@ def tell(tasks: Iterable[Task]) -> None:
 
 
 def _skip(round: Round, why: str) -> None:
-    tasks_close(round=round)
+    if not policy_of(round.policy).buffered:
+        tasks_close(round=round)
     move(round, RoundPhase.SKIPPED, reason=why, deadline=None, finished_at=timezone.now())
     _event(round.training, round, TRAINING_ROUND_FINISHED)
 
@@ -131,8 +136,23 @@ def _too_few(round: Round, kind: TaskKind, policy: RoundPolicy) -> str:
 
 
 def _close_collection(training: Training, round: Round) -> TrainerEvent | None:
-    if not _is_asked(training, round) or not _is_over(round, TaskKind.TRAIN):
+    policy = policy_of(round.policy)
+    if policy.buffered:
+        late_updates_adopt(round)
+        if tasks := buffer_ask(round):
+            tell(tasks)
+        if _nobody_there_yet(round, policy):
+            return None
+    elif not _is_asked(training, round):
         return None
+    elif round.tasks.filter(kind=TaskKind.TRAIN).exists():
+        late_updates_adopt(round)
+    if not _is_over(round, TaskKind.TRAIN):
+        return None
+    if policy.buffered and round.number + 1 >= training.target_num_updates:
+        users = [str(pk) for pk in busy_with(training)]
+        tasks_cancel(training_id=training.pk, why="ROUND_FULL: the training needs no more updates")
+        wakeups.publish(users)
     move(round, RoundPhase.AGGREGATING, deadline=None)
     step = step_after(
         trainer_options(training), round=round.number, target=training.target_num_updates
@@ -142,6 +162,13 @@ def _close_collection(training: Training, round: Round) -> TrainerEvent | None:
         round,
         TRAINING_ROUND_FINISHED if step == AGGREGATE else DAISY_CHAIN_ROUND_FINISHED,
     )
+
+
+def _nobody_there_yet(round: Round, policy: RoundPolicy) -> bool:
+    """Whether too few may be asked now, and more may be before the deadline."""
+    now = round_standing(round, TaskKind.TRAIN)
+    too_few = now.open == 0 and now.done < policy.min_updates
+    return too_few and not now.overdue and policy.selective
 
 
 def _is_asked(training: Training, round: Round) -> bool:

@@ -24,6 +24,8 @@ from fl_server_core.lifecycle import (
 )
 from fl_server_core.models import GlobalModel, ModelVersion, Participant, Task, Training, User
 from fl_server_core.selectors import tasks_visible_to
+from fl_server_core.services.lateness import may_be_late
+from fl_server_core.services.round_policy import policy_of
 from fl_server_core.services.rounds import current_round, round_tally, task_fail
 from fl_server_core.services.sampling import spread
 from fl_server_core.services.trainings import training_locked
@@ -34,7 +36,7 @@ RUNNING = (TrainingState.ONGOING, TrainingState.SWAG_ROUND)
 MAX_PROGRESS = 65_536  # bytes of JSON
 MAX_CODE, MAX_FAILURE, MAX_LOG_TAIL = 64, 900, 3_000  # characters; together they fit in the column
 ASKING = (
-    Q(kind=TaskKind.TRAIN, round__phase__in=list(OPEN_PHASES))
+    Q(kind=TaskKind.TRAIN)  # its round may have closed without it, in asynchronous modes
     | Q(kind=TaskKind.SWAG, round__phase=RoundPhase.SWAG)
     | Q(kind=TaskKind.EVALUATE, round__phase=RoundPhase.TESTING)
 )
@@ -77,8 +79,9 @@ def _weights(model: GlobalModel, version: ModelVersion) -> dict[str, Any]:
 def _start(task: Task) -> dict[str, Any]:
     """The weights to begin with: in a daisy chain another participant's."""
     model = task.round.training.model
-    start = _weights(model, model.weights)
-    if task.kind != TaskKind.TRAIN or task.continues is None or task.continues.blob is None:
+    train = task.kind == TaskKind.TRAIN
+    start = _weights(model, task.round.base_version if train else model.weights)
+    if not train or task.continues is None or task.continues.blob is None:
         return start
     return {
         **start,
@@ -243,7 +246,8 @@ def task_progress(
         progress=progress, progress_at=timezone.now()
     )
     task = Task.objects.select_related("round__training").get(pk=task.pk)
-    running = task.round.training.state in RUNNING and task.state == TaskState.OPEN
+    wanted = task.state == TaskState.OPEN or may_be_late(task, policy_of(task.round.policy))
+    running = task.round.training.state in RUNNING and wanted
     deadline = task.round.deadline
     return {
         "command": None if running else "stop",

@@ -22,8 +22,6 @@ LATER_STRATEGIES = frozenset(
         "FedDyn",
         "qFedAvg",
         "FedDGGA",
-        "FedBuff",
-        "FedAsync",
         "FLTrust",
         "FedSGD",
         "FedPM",
@@ -96,10 +94,11 @@ class TrainerOptions(RoundPolicy):
             "le": 100,
         },
     )
-    test_every: int = field(
-        default=1,
+    test_every: int | None = field(
+        default=None,
         metadata={
-            "doc": "With model_test_after_each_round: test after so many rounds, and at the end.",
+            "doc": "With model_test_after_each_round: test after so many rounds, and at the end; if null "
+            "after each, in asynchronous modes only at the end.",
             "ge": 1,
         },
     )
@@ -147,6 +146,7 @@ def options_validate(
         raise _fault(name, said)
     _check_fewest(aggregation_method, _split(aggregation_method, options)[1], trainer)
     _check_skipping(trainer, uncertainty_method)
+    _check_mode(aggregation_method, trainer, uncertainty_method)
 
 
 def _check_chaining(method: str, given: Mapping[str, Any], options: TrainerOptions) -> None:
@@ -171,6 +171,21 @@ def _check_fewest(method: str, strategy: Strategy[Any], options: TrainerOptions)
             f"{method} needs {strategy.fewest()} updates ({strategy.assumes}), a round comes to {most} at "
             "most with these options",
         )
+
+
+def _check_mode(method: str, options: TrainerOptions, uncertainty_method: str) -> None:
+    meant = STRATEGIES[method].mode
+    if (meant == "async") != (options.mode == "async") or (
+        meant == "buffered" and options.mode != "buffered"
+    ):
+        raise _fault("mode", f"{method} is for the mode {meant}")
+    if options.takes_late and options.daisy_chain_period:
+        name = "mode" if options.buffered else "late_updates"
+        raise _fault(
+            name, "a daisy chain has no late updates: every site waits for another's model"
+        )
+    if options.buffered and uncertainty_method == UncertaintyMethod.SWAG:
+        raise _fault("mode", "SWAG asks for moments of one model, in the mode sync")
 
 
 def _check_skipping(options: TrainerOptions, uncertainty_method: str) -> None:
@@ -216,8 +231,12 @@ def _split(
     rest.pop("uncertainty", None)  # checked once, for the training's method
     rest = {**rest, **_swag_rounds(rest)}
     own = {name: rest.pop(name) for name in list(rest) if name in TRAINER_FIELDS}
-    trainer = parse_options(TrainerOptions, own)
     kind = STRATEGIES[aggregation_method]
+    trainer = parse_options(TrainerOptions, own)
+    if trainer.mode is None:
+        trainer = replace(trainer, mode=kind.mode)
+    if trainer.mode == "async" and trainer.buffer_size is None:
+        trainer = replace(trainer, buffer_size=1)
     beside = ["client_config", "uncertainty", *(option.name for option in fields(TrainerOptions))]
     return trainer, kind(parse_options(kind.Options, rest, beside=beside)), config
 

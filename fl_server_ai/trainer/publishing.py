@@ -84,7 +84,11 @@ def _updates(training: Training, round: Round, options: TrainerOptions) -> list[
     if options.daisy_chain_period:
         return chain_models(training)
     accepted = LocalModel.objects.filter(round=round, state=UpdateState.ACCEPTED)
-    return list(accepted.select_related("blob", "round").order_by("owner_id"))
+    return list(
+        accepted.select_related("blob", "round", "trained_in__base_version__blob").order_by(
+            "owner_id"
+        )
+    )
 
 
 def _meta(update: LocalModel, options: TrainerOptions) -> UpdateMeta:
@@ -96,7 +100,16 @@ def _meta(update: LocalModel, options: TrainerOptions) -> UpdateMeta:
     return UpdateMeta(
         participant=participant,
         num_examples=weight_of(options, update),
+        staleness=update.staleness,
+        discount=options.discount(update.staleness),
     )
+
+
+def _start(update: LocalModel) -> Blob | None:
+    """The model that a late update was trained from; None for the round's own."""
+    if update.trained_in is None or not update.staleness:
+        return None
+    return update.trained_in.base_version.blob
 
 
 def _state_blob(path: Path) -> Blob:
@@ -130,9 +143,11 @@ def _aggregate(
                     stack.enter_context(local_path(update.blob)),
                     _meta(update, options),
                     update.digest,
+                    start=stack.enter_context(local_path(start)) if start else None,
                 )
                 for update in updates
                 if update.blob is not None
+                for start in [_start(update)]
             ],
             out=out,
             strategy=strategy_of(training),

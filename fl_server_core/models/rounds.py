@@ -110,6 +110,11 @@ class LocalModel(models.Model):
     )
     state = models.CharField(max_length=16, choices=UpdateState, default=UpdateState.RECEIVED)
     reason = models.TextField(blank=True)
+    # Of a late update: the round that it answers; `round` is the one that it counts in.
+    trained_in = models.ForeignKey(
+        Round, on_delete=models.CASCADE, null=True, blank=True, related_name="late_models"
+    )
+    staleness = models.PositiveIntegerField(default=0)  # versions between those two
     # In a daisy chain: what it went on from, and all samples since the last aggregation.
     continues = models.ForeignKey(
         "self", on_delete=models.SET_NULL, null=True, blank=True, related_name="continued_by"

@@ -12,8 +12,13 @@ from fl_server_core.models import Task, Training, User
 from fl_server_core.selectors.visibility import users_visible_to
 
 CODE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
-# The code of parts that a round did not wait for.
-ROUND_FULL = "ROUND_FULL"
+# Codes of parts that a round did not wait for: it had all it wanted; an older update came in its place;
+# a later round asks for the same.
+ROUND_FULL, LATE_COUNTS, SUPERSEDED = "ROUND_FULL", "LATE_COUNTS", "SUPERSEDED"
+NOT_MISSED = Q(failure__startswith=f"{ROUND_FULL}:") | Q(failure__startswith=f"{LATE_COUNTS}:")
+NOT_MISSED |= Q(failure__startswith=f"{SUPERSEDED}:")
+# Where parts outlive their rounds, an open one is not missing either.
+NOT_MISSED |= Q(state=TaskState.OPEN)
 ROUNDS_TOLD, MISSING_TOLD = 100, 20
 
 
@@ -54,9 +59,10 @@ def failure_code(failure: str) -> str:
 def gaps(*, training: Training, visible_to: User) -> list[Gap]:
     """The newest 100 of them, oldest first; rounds that still collect are none yet.
 
-    Who was not waited for because the round had all it wanted (ROUND_FULL) is not missing.
+    Who was not waited for because the round had all it wanted is not missing.
     """
-    asked = Q(tasks__kind=TaskKind.TRAIN) & ~Q(tasks__failure__startswith=f"{ROUND_FULL}:")
+    counts = Task.objects.filter(kind=TaskKind.TRAIN).exclude(NOT_MISSED)
+    asked = Q(tasks__in=counts)
     rounds = list(
         training.rounds.exclude(phase__in=OPEN_PHASES)
         .annotate(
@@ -69,7 +75,7 @@ def gaps(*, training: Training, visible_to: User) -> list[Gap]:
     )
     tasks: dict[int, list[Task]] = defaultdict(list)
     absent = Task.objects.filter(round__in=[r.pk for r in rounds], kind=TaskKind.TRAIN)
-    absent = absent.exclude(state=TaskState.DONE).exclude(failure__startswith=f"{ROUND_FULL}:")
+    absent = absent.exclude(state=TaskState.DONE).exclude(NOT_MISSED)
     for task in absent.order_by("created_at", "id"):
         if len(tasks[task.round_id]) < MISSING_TOLD:
             tasks[task.round_id].append(task)

@@ -52,7 +52,7 @@ def round_ask(
         return Asked.ASKED, []
     policy, training = policy_of(round.policy), round.training
     members = participants_active(training)
-    there = [user for user in members if _eligible(policy, user)]
+    there = [user for user in members if eligible(policy, user)]
     drawn = set(
         sample_draw(
             policy.sampling,
@@ -85,7 +85,8 @@ def round_ask(
     return Asked.ASKED, tasks
 
 
-def _eligible(policy: RoundPolicy, user: User) -> bool:
+def eligible(policy: RoundPolicy, user: User) -> bool:
+    """Whether a participant may be asked now."""
     if policy.seen_within is None:
         return True
     oldest = timezone.now() - timedelta(seconds=policy.seen_within)

@@ -8,8 +8,10 @@ from typing import Any
 
 from django.conf import settings
 
+from fl_server_core.services import staleness
 from fl_server_core.services.sampling import COUNTED, KINDS, SHARED, sample_goal
 
+MODES = ("sync", "buffered", "async")
 BACK_OFF = (2.0, 10.0, 30.0, 60.0)  # seconds before a failed participant is asked again
 
 
@@ -136,6 +138,68 @@ class RoundPolicy:
         },
     )
 
+    mode: str | None = field(
+        default=None,
+        metadata={
+            "doc": "Rounds that wait for their sample (sync); a step with every buffer_size updates, whichever "
+            "version they started from (buffered), or with every single one (async); if null what "
+            "the strategy is for.",
+            "choices": MODES,
+        },
+    )
+    late_updates: str = field(
+        default="refuse",
+        metadata={
+            "doc": "An update that comes after its round has closed is refused, or counts in the next one "
+            "with a staleness weight (next_round).",
+            "choices": ("refuse", "next_round"),
+        },
+    )
+    max_staleness: int = field(
+        default=16,
+        metadata={"doc": "Updates from more versions ago are refused.", "ge": 0, "le": 100_000},
+    )
+    staleness_weight: str = field(
+        default="polynomial",
+        metadata={
+            "doc": "What a stale update counts, s versions later: 1 (constant), (1 + s)^-a (polynomial), or 1 up "
+            "to b versions and then 1 / (a (s - b) + 1) (hinge).",
+            "choices": staleness.KINDS,
+        },
+    )
+    staleness_a: float | None = field(
+        default=None,
+        metadata={
+            "doc": "The a of the staleness weight; 0.5 for polynomial and 10 for hinge if null.",
+            "ge": 0.0,
+            "le": 1_000.0,
+        },
+    )
+    staleness_b: int = field(
+        default=4, metadata={"doc": "The b of the weight hinge.", "ge": 0, "le": 100_000}
+    )
+
+    @property
+    def buffered(self) -> bool:
+        """Whether parts outlive their rounds."""
+        return self.mode in {"buffered", "async"}
+
+    @property
+    def selective(self) -> bool:
+        """Whether some participants may not be asked now, and later may."""
+        return self.seen_within is not None
+
+    @property
+    def takes_late(self) -> bool:
+        """Whether an update may count in a later round than the one it answers."""
+        return self.buffered or self.late_updates == "next_round"
+
+    def discount(self, versions: int) -> float:
+        """What an update counts that is so many versions old."""
+        return staleness.discount(
+            self.staleness_weight, versions, a=self.staleness_a, b=self.staleness_b
+        )
+
     @property
     def seconds(self) -> float:
         """How long a phase may last. There is always an end: nothing waits for ever unasked."""
@@ -156,6 +220,8 @@ class RoundPolicy:
             count=self.clients_per_round or 1,
             fraction=self.client_fraction or 1.0,
         )
+        if self.buffered:  # who has delivered makes room for others
+            goal = candidates
         goal = min(candidates, max(goal, len(self.required)))
         return goal if self.buffer_size is None else min(goal, self.buffer_size)
 
@@ -170,6 +236,19 @@ def policy_faults(policy: RoundPolicy) -> Iterator[tuple[str, str]]:
         yield "max_failure_rate", "means nothing with the failure policy wait: nobody is given up"
     if policy.failure_policy == "wait" and policy.at_deadline != "aggregate":
         yield "at_deadline", "means nothing with the failure policy wait: the deadline is moved"
+    if policy.mode == "buffered" and policy.buffer_size is None:
+        yield "buffer_size", "how many updates make a step, in the mode buffered"
+    if policy.buffered and kind not in {"all", "fixed"}:
+        yield (
+            "sampling",
+            "all or, for a limit on who trains at a time, fixed, in asynchronous modes",
+        )
+    if policy.buffered and policy.required:
+        yield "required", "means nothing in asynchronous modes: a step takes the updates that come"
+    if policy.buffered and policy.over_selection > 1:
+        yield "over_selection", "means nothing in asynchronous modes: nobody's work is thrown away"
+    if policy.mode == "async" and policy.buffer_size not in {None, 1}:
+        yield "buffer_size", "1 in the mode async; with more it is buffered"
     if (kind in COUNTED) != (count is not None):
         yield "clients_per_round", f"belongs to the sampling {', '.join(sorted(COUNTED))}"
     if (kind in SHARED) != (policy.client_fraction is not None):

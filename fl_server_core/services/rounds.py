@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from fl_server_core.exceptions import DuplicateUpdate, Invalid, NotPermitted, RoundClosed
@@ -38,9 +38,15 @@ from fl_server_core.models import (
 )
 from fl_server_core.models.notifications import NotificationType
 from fl_server_core.selectors.gaps import ROUND_FULL
+from fl_server_core.services.lateness import late_task
 from fl_server_core.services.metrics import Value, metrics_record, metrics_stored
 from fl_server_core.services.notifications import notifications_queue
-from fl_server_core.services.round_policy import Standing, pause_before, policy_of
+from fl_server_core.services.round_policy import (
+    RoundPolicy,
+    Standing,
+    pause_before,
+    policy_of,
+)
 from fl_server_core.services.trainings import participants_active
 
 MAX_SAMPLES = 2**31
@@ -65,9 +71,25 @@ class Tally:
 def round_tally(round: Round, kind: TaskKind) -> Tally:
     """Count a round's tasks of `kind`."""
     states = list(round.tasks.filter(kind=kind).values_list("state", flat=True))
+    policy = policy_of(round.policy)
+    if kind == TaskKind.TRAIN and policy.takes_late:
+        return _tally_with_late(round, policy, states)
     return Tally(
         open=states.count(TaskState.OPEN), done=states.count(TaskState.DONE), total=len(states)
     )
+
+
+def _tally_with_late(round: Round, policy: RoundPolicy, states: list[str]) -> Tally:
+    """The same where updates count in later rounds: what is in are updates, not parts."""
+    counted = [UpdateState.ACCEPTED, UpdateState.CONSUMED]
+    done = LocalModel.objects.filter(round=round, state__in=counted).count()
+    waiting = states.count(TaskState.OPEN)
+    if policy.buffered:
+        waiting = Task.objects.filter(
+            round__training=round.training_id, kind=TaskKind.TRAIN, state=TaskState.OPEN
+        ).count()
+    lost = states.count(TaskState.FAILED) + states.count(TaskState.EXPIRED)
+    return Tally(open=waiting, done=done, total=done + waiting + lost)
 
 
 def current_round(training: Training) -> Round | None:
@@ -135,9 +157,9 @@ def update_replayed(
 ) -> LocalModel | None:
     """The stored update if this is the same one again: that is fine at any time, however late."""
     return LocalModel.objects.filter(
+        Q(trained_in__number=number) | Q(trained_in=None, round__number=number),
         training=training,
         owner=owner,
-        round__number=number,
         digest=digest,
         sample_size=sample_size,
     ).first()
@@ -153,6 +175,9 @@ def update_check(*, training: Training, owner: User, number: int) -> Task:
         )
     round = current_round(training)
     if round is None or round.number != number or round.phase not in OPEN_PHASES:
+        late = round and late_task(training=training, owner=owner, number=number, current=round)
+        if late:
+            return late
         at = training.model.round
         raise RoundClosed(
             f"round {number} takes no updates; the training is at round {at}",
@@ -169,6 +194,9 @@ def update_check(*, training: Training, owner: User, number: int) -> Task:
     if task.state == TaskState.DONE:
         raise DuplicateUpdate(f"you have already sent another update for round {number}")
     if task.state != TaskState.OPEN:
+        late = late_task(training=training, owner=owner, number=number, current=round)
+        if late:
+            return late
         raise RoundClosed(
             f"your part in round {number} is {task.state}: {task.failure}",
             code="TASK_CLOSED",
@@ -213,7 +241,7 @@ def update_accept(
         digest=blob.digest,
         size=blob.size,
         blob=blob,
-        state=UpdateState.ACCEPTED,
+        state=UpdateState.ACCEPTED if _is_collecting(task) else UpdateState.RECEIVED,
         continues=task.continues,
         chain_samples=sample_size + (task.continues.chain_samples if task.continues else 0),
     )
@@ -225,10 +253,16 @@ def update_accept(
         metrics=metrics,
         sample_size=sample_size,
     )
-    move(task, TaskState.DONE, finished_at=timezone.now())
+    if task.state == TaskState.OPEN:
+        move(task, TaskState.DONE, finished_at=timezone.now())
     if task.round.phase == RoundPhase.NOTIFYING:
         move(task.round, RoundPhase.COLLECTING)
     return update, True
+
+
+def _is_collecting(task: Task) -> bool:
+    """Whether an update for this part counts in the part's own round."""
+    return task.state == TaskState.OPEN and task.round.phase in OPEN_PHASES
 
 
 def evaluation_repeated(
@@ -317,7 +351,12 @@ def _required_missing(round: Round, kind: TaskKind) -> int:
     if not required:
         return 0
     here = [user for user in participants_active(round.training) if str(user.pk) in required]
-    return len(here) - round.tasks.filter(kind=kind, user__in=here, state=TaskState.DONE).count()
+    done = set(
+        round.tasks.filter(kind=kind, state=TaskState.DONE).values_list("user_id", flat=True)
+    )
+    if kind == TaskKind.TRAIN:  # a late update may be what came
+        done |= set(round.local_models.values_list("owner_id", flat=True))
+    return len({user.pk for user in here} - done)
 
 
 def _lost(round: Round, kind: TaskKind) -> QuerySet[Task]:

@@ -57,7 +57,7 @@ def test_fedbuff_is_algorithm_1_of_its_paper(tmp_path) -> None:
     deltas = [[1.0, 0.0], [0.0, 2.0], [-1.0, 1.0]]
     starts = [None, [5.0, -5.0], [0.25, 8.0]]
     arrivals = [
-        (np.add(start if start else [0.0, 0.0], delta), start, s)
+        (np.add(start or [0.0, 0.0], delta), start, s)
         for delta, start, s in zip(deltas, starts, [0, 1, 3], strict=True)
     ]
 
@@ -135,7 +135,9 @@ def test_a_stale_update_without_the_current_model_is_refused(tmp_path) -> None:
     )
 
     with pytest.raises(AggregationException, match="base model"):
-        aggregate(base=None, updates=[update], out=tmp_path / "out", strategy=STRATEGIES["FedAvg"]())
+        aggregate(
+            base=None, updates=[update], out=tmp_path / "out", strategy=STRATEGIES["FedAvg"]()
+        )
 
 
 def test_integers_of_a_stale_update_are_its_own(tmp_path) -> None:

@@ -29,7 +29,8 @@ def follow_up(options: TrainerOptions, *, round: int, target: int) -> str:
     With `test_every` k, "yes" of the second column holds for every k-th round only.
     """
     at_target = round >= target
-    each = options.model_test_after_each_round and round % options.test_every == 0
+    every = options.test_every or (target if options.buffered else 1)
+    each = options.model_test_after_each_round and round % every == 0
     if not options.skip_model_tests and (each or at_target):
         return TEST
     return FINISH if at_target else ROUND
