@@ -52,6 +52,7 @@ class TaskKind(models.TextChoices):
     TRAIN = "train"
     EVALUATE = "evaluate"
     SWAG = "swag"
+    INITIAL_WEIGHTS = "initial_weights"
 
 
 class UpdateState(models.TextChoices):

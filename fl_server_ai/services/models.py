@@ -14,11 +14,12 @@ from fl_server_ai.containers import (
     template_ties,
     write_back,
 )
+from fl_server_ai.containers.writing import write_canonical
 from fl_server_ai.sandbox.programs import Kind
 from fl_server_ai.services.intake import canonical_blob
 from fl_server_ai.services.preprocessing import keep, preprocessing_blob
 from fl_server_ai.services.renderings import rendering
-from fl_server_core.exceptions import NotPermitted, OutOfSpace
+from fl_server_core.exceptions import Conflict, NotPermitted, OutOfSpace
 from fl_server_core.lifecycle import TaskKind, TaskState
 from fl_server_core.models import Blob, GlobalModel, Task, User
 from fl_server_core.models.weights import ModelType
@@ -93,6 +94,32 @@ def model_prepared(
             blob_discard(blob=blob)
 
 
+def model_announce(
+    *, owner: User, name: str, description: str, input_shape: list[int | None] | None = None
+) -> GlobalModel:
+    """A model without weights: when its training starts, one of the clients is asked for them."""
+    if not (owner.actor or owner.is_superuser):
+        raise NotPermitted("only an actor may create models; ask the admin for that role")
+    path = staging_path(".safetensors")
+    blob = None
+    try:
+        digest = write_canonical(path, [], lambda name: ())
+        blob = blob_store(source=path, digest=digest, size=path.stat().st_size)
+        return model_create(
+            owner=owner,
+            name=name,
+            description=description,
+            container=SAFETENSORS,
+            weights=blob,
+            input_shape=input_shape,
+            awaits_weights=True,
+        )
+    finally:
+        path.unlink(missing_ok=True)
+        if blob is not None:
+            blob_discard(blob=blob)  # unless it has a row by now
+
+
 def model_upload(**fields: Any) -> GlobalModel:
     """Store a new global model at once: `model_prepared`, and its rows."""
     with model_prepared(**fields) as create:
@@ -104,6 +131,11 @@ def weights_for(*, model: GlobalModel, user: User) -> Blob:
 
     In a daisy chain these are another's; in asynchronous modes they may be of an older version.
     """
+    if model.awaits_weights:
+        raise Conflict(
+            "this model has no weights yet; a client is asked for them when its training starts",
+            code="NO_WEIGHTS",
+        )
     task = (
         Task.objects.filter(
             user=user,

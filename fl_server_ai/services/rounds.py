@@ -22,6 +22,7 @@ from fl_server_core.lifecycle import (
 from fl_server_core.models import Round, Task, TrainerEvent, Training
 from fl_server_core.services.asking import Asked, round_ask
 from fl_server_core.services.buffering import buffer_ask, parts_expire
+from fl_server_core.services.initial_weights import initial_ask
 from fl_server_core.services.lateness import busy_with, late_updates_adopt
 from fl_server_core.services.round_policy import (
     RoundPolicy,
@@ -137,6 +138,9 @@ def _too_few(round: Round, kind: TaskKind, policy: RoundPolicy) -> str:
 
 def _close_collection(training: Training, round: Round) -> TrainerEvent | None:
     policy = policy_of(round.policy)
+    if training.model.awaits_weights:
+        _ask_for_weights(training, round)
+        return None
     if policy.buffered:
         late_updates_adopt(round)
         if tasks := buffer_ask(round):
@@ -162,6 +166,18 @@ def _close_collection(training: Training, round: Round) -> TrainerEvent | None:
         round,
         TRAINING_ROUND_FINISHED if step == AGGREGATE else DAISY_CHAIN_ROUND_FINISHED,
     )
+
+
+def _ask_for_weights(training: Training, round: Round) -> None:
+    tasks, hope = initial_ask(round)
+    tell(tasks)
+    if not hope:
+        asked = round.tasks.filter(kind=TaskKind.INITIAL_WEIGHTS).count()
+        training_fail(
+            training,
+            round,
+            f"NO_INITIAL_WEIGHTS: {asked} participants were asked for the initial weights, none sent any",
+        )
 
 
 def _nobody_there_yet(round: Round, policy: RoundPolicy) -> bool:

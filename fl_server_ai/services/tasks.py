@@ -24,6 +24,7 @@ from fl_server_core.lifecycle import (
 )
 from fl_server_core.models import GlobalModel, ModelVersion, Participant, Task, Training, User
 from fl_server_core.selectors import tasks_visible_to
+from fl_server_core.services.clients import training_missing
 from fl_server_core.services.lateness import may_be_late
 from fl_server_core.services.round_policy import policy_of
 from fl_server_core.services.rounds import current_round, round_tally, task_fail
@@ -37,6 +38,7 @@ MAX_PROGRESS = 65_536  # bytes of JSON
 MAX_CODE, MAX_FAILURE, MAX_LOG_TAIL = 64, 900, 3_000  # characters; together they fit in the column
 ASKING = (
     Q(kind=TaskKind.TRAIN)  # its round may have closed without it, in asynchronous modes
+    | Q(kind=TaskKind.INITIAL_WEIGHTS)
     | Q(kind=TaskKind.SWAG, round__phase=RoundPhase.SWAG)
     | Q(kind=TaskKind.EVALUATE, round__phase=RoundPhase.TESTING)
 )
@@ -94,14 +96,15 @@ def _start(task: Task) -> dict[str, Any]:
 def _task(task: Task) -> dict[str, Any]:
     training = task.round.training
     model = training.model
-    verb = ROUTES[TaskKind(task.kind)]
+    initial = task.kind == TaskKind.INITIAL_WEIGHTS
+    upload = "" if initial else f"/api/models/{model.pk}/{ROUTES[TaskKind(task.kind)]}"
     return {
         "id": str(task.pk),
         "kind": task.kind,
         "training": str(training.pk),
         "round": task.number,
-        "model": _start(task),
-        "upload_url": f"/api/models/{model.pk}/{verb}",
+        "model": {"id": str(model.pk)} if initial else _start(task),
+        "upload_url": upload or f"/api/tasks/{task.pk}/result/",
         "config": {
             **client_config(training),
             "round": task.number,
@@ -186,6 +189,14 @@ def _reason(training: Training) -> str:
     round = current_round(training)
     if round is None:
         return f"training {training.pk} has no round yet"
+    if training.model.awaits_weights:
+        return f"training {training.pk} waits for the initial weights from one of its clients"
+    lacking = training_missing(training) if round.phase in OPEN_PHASES else []
+    if lacking and not round.tasks.filter(kind=TaskKind.TRAIN).exists():
+        return (
+            f"the first round waits for {len({m.user.pk for m in lacking})} clients that have not joined with "
+            "all that the training requires; POST clients/me/join/ says what is missing"
+        )
     if round.phase in OPEN_PHASES:
         tally = round_tally(round, TaskKind.TRAIN)
         return (

@@ -62,8 +62,9 @@ def training_create(
     target_num_updates *= max(1, int(options.get("daisy_chain_period") or 0))  # local rounds
     if target_num_updates > MAX_ROUNDS:
         raise Invalid(f"a training has at most {MAX_ROUNDS:,} rounds", code="TOO_MANY_ROUNDS")
-    with local_path(model.weights.blob) as path:
-        check_aggregated(read_manifest(path))
+    if not model.awaits_weights:
+        with local_path(model.weights.blob) as path:
+            check_aggregated(read_manifest(path))
     return trainings.training_create(
         actor=actor,
         model=model,

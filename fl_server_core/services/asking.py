@@ -10,6 +10,8 @@ from django.utils import timezone
 from fl_server_core.lifecycle import RoundPhase, TaskKind, TaskState, move
 from fl_server_core.models import Round, Task, Training, User
 from fl_server_core.models.notifications import NotificationType
+from fl_server_core.services.clients import known_of
+from fl_server_core.services.requirements import lacks
 from fl_server_core.services.round_policy import RoundPolicy, policy_frozen, policy_of
 from fl_server_core.services.rounds import Starts, deadline_in, tasks_ask
 from fl_server_core.services.sampling import adaptive_seconds, sample_draw
@@ -51,8 +53,10 @@ def round_ask(
     if round.tasks.filter(kind=TaskKind.TRAIN).exists():
         return Asked.ASKED, []
     policy, training = policy_of(round.policy), round.training
-    members = participants_active(training)
-    there = [user for user in members if eligible(policy, user)]
+    members, there = eligible_now(round)
+    overdue = round.deadline is not None and round.deadline <= timezone.now()
+    if round.number == 0 and policy.require and len(there) < len(members) and not overdue:
+        return Asked.WAITING, []  # before the first round there is time to hear from everybody
     drawn = set(
         sample_draw(
             policy.sampling,
@@ -85,8 +89,20 @@ def round_ask(
     return Asked.ASKED, tasks
 
 
-def eligible(policy: RoundPolicy, user: User) -> bool:
-    """Whether a participant may be asked now."""
+def eligible_now(round: Round) -> tuple[list[User], list[User]]:
+    """Who is in, and who of them may be asked now: seen lately, and with what the training requires."""
+    policy = policy_of(round.policy)
+    members = participants_active(round.training)
+    known = known_of(members) if policy.require else {}
+    there = [
+        user
+        for user in members
+        if _seen(policy, user) and not lacks(policy.require, known.get(user.pk, {}))
+    ]
+    return members, there
+
+
+def _seen(policy: RoundPolicy, user: User) -> bool:
     if policy.seen_within is None:
         return True
     oldest = timezone.now() - timedelta(seconds=policy.seen_within)

@@ -13,12 +13,11 @@ from fl_server_core.lifecycle import RoundPhase, TaskKind, TaskState, move, move
 from fl_server_core.models import LocalModel, Round, Task, User
 from fl_server_core.models.notifications import NotificationType
 from fl_server_core.selectors.gaps import SUPERSEDED
-from fl_server_core.services.asking import eligible
+from fl_server_core.services.asking import eligible_now
 from fl_server_core.services.lateness import COUNTED, busy_with, staleness_of
 from fl_server_core.services.round_policy import RoundPolicy, policy_of
 from fl_server_core.services.rounds import tasks_ask
 from fl_server_core.services.sampling import uniform
-from fl_server_core.services.trainings import participants_active
 
 
 def buffer_ask(round: Round) -> list[Task]:
@@ -32,12 +31,8 @@ def buffer_ask(round: Round) -> list[Task]:
     seen = set(round.tasks.filter(kind=TaskKind.TRAIN).values_list("user_id", flat=True))
     counted = LocalModel.objects.filter(round=round, state__in=COUNTED)
     seen |= set(counted.values_list("owner_id", flat=True))
-    members = participants_active(training)
-    idle = [
-        user
-        for user in members
-        if user.pk not in seen and str(user.pk) not in busy and eligible(policy, user)
-    ]
+    members, there = eligible_now(round)
+    idle = [user for user in there if user.pk not in seen and str(user.pk) not in busy]
     free = (policy.clients_per_round or len(members)) - len(busy)
     idle.sort(key=lambda user: uniform(training.seed, round.number, str(user.pk)))
     users = sorted(idle[: max(0, free)], key=lambda user: user.pk)

@@ -9,6 +9,7 @@ from typing import Any
 from django.conf import settings
 
 from fl_server_core.services import staleness
+from fl_server_core.services.requirements import requirement_faults
 from fl_server_core.services.sampling import COUNTED, KINDS, SHARED, sample_goal
 
 MODES = ("sync", "buffered", "async")
@@ -88,6 +89,14 @@ class RoundPolicy:
             "doc": "Ask only those who contacted the server within so many seconds; contacts are noted "
             "once a minute.",
             "ge": 90.0,
+        },
+    )
+    require: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "doc": "What a participant must have said of itself when it joined, to be asked: attributes, "
+            "num_examples or capability with a value, a list of which one will do, or min and max. The first "
+            "round waits for everybody until its deadline.",
         },
     )
     required: list[str] = field(
@@ -187,7 +196,7 @@ class RoundPolicy:
     @property
     def selective(self) -> bool:
         """Whether some participants may not be asked now, and later may."""
-        return self.seen_within is not None
+        return self.seen_within is not None or bool(self.require)
 
     @property
     def takes_late(self) -> bool:
@@ -236,6 +245,8 @@ def policy_faults(policy: RoundPolicy) -> Iterator[tuple[str, str]]:
         yield "max_failure_rate", "means nothing with the failure policy wait: nobody is given up"
     if policy.failure_policy == "wait" and policy.at_deadline != "aggregate":
         yield "at_deadline", "means nothing with the failure policy wait: the deadline is moved"
+    for name, said in requirement_faults(policy.require):
+        yield f"require/{name}".rstrip("/"), said
     if policy.mode == "buffered" and policy.buffer_size is None:
         yield "buffer_size", "how many updates make a step, in the mode buffered"
     if policy.buffered and kind not in {"all", "fixed"}:

@@ -395,7 +395,7 @@ def tasks_again(*, round: Round, kind: TaskKind) -> list[Task]:
         )
     under_way = Notification.objects.filter(task__in=asked, state=NotificationState.QUEUED)
     told = set(under_way.values_list("receiver_id", flat=True))
-    for number in {task.number for task in asked}:
+    for number in {task.number for task in asked if kind in MESSAGES}:
         notifications_queue(
             training=round.training,
             type=MESSAGES[kind],
