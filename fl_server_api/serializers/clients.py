@@ -36,7 +36,7 @@ class JoinInput(Input):
 
     capabilities = serializers.ListField(child=Text(max_length=64), default=list, max_length=100)
     attributes = serializers.DictField(child=Value(), default=dict)
-    sdk_version = Text(max_length=64, default="", allow_blank=True)  # type: ignore[assignment]
+    sdk_version = Text(max_length=64, default="", allow_blank=True)
     num_examples = serializers.IntegerField(
         default=None, allow_null=True, min_value=1, max_value=MAX_SAMPLES
     )
