@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('fl_server_core', '0008_resumable_uploads'),
+        ('fl_server_core', '0011_swag_deviations'),
     ]
 
     operations = [
