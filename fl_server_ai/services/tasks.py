@@ -12,7 +12,7 @@ from django.utils import timezone
 from fl_server_ai.notifications import wakeups
 from fl_server_ai.services.places import place
 from fl_server_ai.services.rounds import round_advance
-from fl_server_ai.services.training_options import client_config, trainer_options
+from fl_server_ai.services.training_options import client_config
 from fl_server_core.exceptions import Invalid, NotFound
 from fl_server_core.lifecycle import (
     OPEN_PHASES,
@@ -82,7 +82,8 @@ def _start(task: Task) -> dict[str, Any]:
     """The weights to begin with: in a daisy chain another participant's."""
     model = task.round.training.model
     train = task.kind == TaskKind.TRAIN
-    start = _weights(model, task.round.base_version if train else model.weights)
+    older = train and task.round.base_version_id != model.current_version_id
+    start = _weights(model, task.round.base_version if older else model.weights)
     if not train or task.continues is None or task.continues.blob is None:
         return start
     return {
@@ -156,7 +157,7 @@ def _wait(reason: str) -> dict[str, Any]:
 
 def _come_back(training: Training, user: User) -> float:
     """Seconds until a client without a task should ask again."""
-    seconds = trainer_options(training).check_in
+    seconds = training.options.get("check_in")
     if seconds is None:
         return RETRY_AFTER
     number = training.model.round
