@@ -14,7 +14,7 @@ from fl_server_core.exceptions import AggregationException
 from tests.ai.test_aggregation import random_models
 
 NAMES = list(STRATEGIES)
-MOVING = {"FedAvgM", "FedAdagrad", "FedAdam", "FedYogi"}
+MOVING = {"FedAvgM", "FedAdagrad", "FedAdam", "FedYogi", "FedAsync"}
 COMPARING = {name for name in NAMES if STRATEGIES[name].needs_gram}
 N = 11
 
@@ -120,7 +120,7 @@ def test_integer_buffers_follow_the_weights_of_the_rule(
         assert (got <= rows.max(axis=0)).all()
         return
     sizes = [file.meta.num_examples for file in updates]
-    uniform = name in {"FedMedian", "TrimmedMean"}
+    uniform = name in {"FedMedian", "TrimmedMean", "FedBuff", "FedAsync"}
     mean = np.average(rows, 0, None if uniform else sizes)
     np.testing.assert_array_equal(got, np.rint(mean))
 
