@@ -12,7 +12,7 @@ from django.utils import timezone
 from fl_server_ai.notifications import wakeups
 from fl_server_ai.services.places import place
 from fl_server_ai.services.rounds import round_advance
-from fl_server_ai.services.training_options import client_config
+from fl_server_ai.services.training_options import client_config, trainer_options
 from fl_server_core.exceptions import Invalid, NotFound
 from fl_server_core.lifecycle import (
     OPEN_PHASES,
