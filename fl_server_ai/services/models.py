@@ -23,9 +23,9 @@ from fl_server_core.exceptions import Conflict, NotPermitted, OutOfSpace
 from fl_server_core.lifecycle import TaskKind, TaskState
 from fl_server_core.models import Blob, GlobalModel, Task, User
 from fl_server_core.models.weights import ModelType
-from fl_server_core.services.blobs import blob_discard
+from fl_server_core.services.blobs import blob_discard, blob_store
 from fl_server_core.services.models import model_create
-from fl_server_core.storage import local_path, out_of_space
+from fl_server_core.storage import local_path, out_of_space, staging_path
 
 SAFETENSORS = "safetensors"
 # Containers that hold a program, and what the sandbox calls it.

@@ -50,7 +50,7 @@ class JoinInput(Input):
         return value
 
 
-class MissingOutput(serializers.Serializer[Missing]):
+class LackOutput(serializers.Serializer[Missing]):
     """A requirement of a training that a participant does not meet."""
 
     training = serializers.UUIDField(source="training.pk")
@@ -63,7 +63,7 @@ class MissingOutput(serializers.Serializer[Missing]):
 
 class JoinOutput(serializers.Serializer[Any]):
     client = serializers.UUIDField()
-    missing = MissingOutput(many=True)
+    missing = LackOutput(many=True)
     min_protocol = serializers.IntegerField(max_value=MAX_INT)
 
 

@@ -6,8 +6,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from fl_server_ai.services.trainings import training_notices
-from fl_server_api.serializers.clients import MissingOutput as MissingRequirement
-from fl_server_api.serializers.clients import ShareOutput
+from fl_server_api.serializers.clients import LackOutput, ShareOutput
 from fl_server_api.serializers.common import Finite, Input, Text
 from fl_server_api.serializers.models import MAX_INT
 from fl_server_core.lifecycle import TaskKind, TaskState
@@ -87,7 +86,7 @@ class TrainingDetail(TrainingOutput):
     local_models_arrived = serializers.IntegerField()
     local_models_expected = serializers.IntegerField()
     gaps = GapOutput(many=True)
-    missing = MissingRequirement(many=True)
+    missing = LackOutput(many=True)
     shares = ShareOutput(many=True)
 
     class Meta(TrainingOutput.Meta):
