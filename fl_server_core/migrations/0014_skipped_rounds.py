@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('fl_server_core', '0012_task_attempts'),
+        ('fl_server_core', '0013_task_attempts'),
     ]
 
     operations = [

@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('fl_server_core', '0013_skipped_rounds'),
+        ('fl_server_core', '0014_skipped_rounds'),
     ]
 
     operations = [

@@ -8,7 +8,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('fl_server_core', '0014_late_updates'),
+        ('fl_server_core', '0015_late_updates'),
     ]
 
     operations = [

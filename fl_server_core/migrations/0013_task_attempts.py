@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('fl_server_core', '0011_swag_deviations'),
+        ('fl_server_core', '0012_model_statistics'),
     ]
 
     operations = [
