@@ -26,8 +26,8 @@ from fl_server_core.services.blobs import (
     blobs_doom_unreferenced,
     files_sweep,
 )
-from fl_server_core.services.statistics import statistics_delete_unused
 from fl_server_core.services.lateness import late_updates_settle
+from fl_server_core.services.statistics import statistics_delete_unused
 from fl_server_core.services.trainings import training_locked
 from fl_server_core.services.uploads import uploads_delete_expired
 
