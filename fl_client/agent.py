@@ -77,6 +77,7 @@ def run(
         agent = Agent(worker, transport, stop, on_event)
         if not once:
             agent.greet()
+        agent.join()
         if once:
             return agent.work_off(forever=forever)
         if mode == "webhook":
@@ -110,6 +111,10 @@ class Agent:
         if me is not None:
             where = self._transport.address.api
             log.info("%s at %s: asking for tasks", me.get("username", "an account"), where)
+
+    def join(self) -> None:
+        """Say what this site has; waits for a server that is away."""
+        self._patiently(self._worker.join)
 
     def _myself(self) -> dict[str, Any]:
         try:

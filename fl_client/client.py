@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from fl_client.errors import Stopped
@@ -102,6 +103,13 @@ class Client:
     """
 
     share_raw_model = True
+    # What trainings may require of a site: said when `run` begins, if there is anything to say.
+    attributes: Mapping[str, Any] = MappingProxyType({})
+    num_examples: int | None = None
+
+    def initial_weights(self, config: dict[str, Any], context: Context) -> Weights:
+        """Arrays by name to begin a training with, for a model that was made without any."""
+        raise NotImplementedError(f"{type(self).__name__} has no initial weights")
 
     def fit(self, weights: Weights, config: dict[str, Any], context: Context) -> FitResult:
         """Train from `weights` on local data. The arrays are yours to change.

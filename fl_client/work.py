@@ -28,7 +28,19 @@ log = logging.getLogger("fl.client")
 Task = dict[str, Any]
 NO_SWAG = "this site's client has no swag method; fl_client.SwagCollector helps to write one"
 CHAINING_REFUSED = "this training hands each site's model to another site, which this site refuses"
+NO_INITIAL_WEIGHTS = "this client has no initial_weights method"
 NO_EVALUATE = "this client has no evaluate method"
+
+
+def _capabilities(client: Client) -> list[str]:
+    """The kinds of tasks that this client's class knows."""
+    kinds = {"train": "fit", "evaluate": "evaluate", "swag": "swag"}
+    kinds["initial_weights"] = "initial_weights"
+    return [
+        kind
+        for kind, method in kinds.items()
+        if getattr(type(client), method) is not getattr(Client, method)
+    ]
 
 
 class Worker:
@@ -58,6 +70,12 @@ class Worker:
                 if _hands_on(task) and not self._client.share_raw_model:
                     return self.fail(task, "CHAINING_REFUSED", CHAINING_REFUSED, "")
                 return self._train(task)
+            if kind == "initial_weights":
+                if type(self._client).initial_weights is Client.initial_weights:
+                    return self.fail(
+                        task, "INITIAL_WEIGHTS_NOT_IMPLEMENTED", NO_INITIAL_WEIGHTS, ""
+                    )
+                return self._initial(task)
             if kind == "swag":
                 if type(self._client).swag is Client.swag:
                     return self.fail(task, "SWAG_NOT_IMPLEMENTED", NO_SWAG, "")
@@ -76,6 +94,25 @@ class Worker:
                 raise
             return self.fail(task, error.code or "REFUSED", str(error), "")
         return self.fail(task, "UNSUPPORTED_KIND", f"this client knows no {kind!r} tasks", "")
+
+    def join(self) -> dict[str, Any]:
+        """Say what this site has, if its client names anything; what trainings still miss is logged."""
+        client = self._client
+        if not client.attributes and client.num_examples is None:
+            return {}
+        body = {
+            "capabilities": _capabilities(client),
+            "attributes": dict(client.attributes),
+            "num_examples": client.num_examples,
+        }
+        answer: dict[str, Any] = self._transport.json(
+            "POST", "clients/me/join/", body=body, repeatable=True
+        )
+        for missing in answer["missing"]:
+            log.warning(
+                "training %s cannot ask this site: %s", missing["training"], missing["text"]
+            )
+        return answer
 
     def fail(self, task: Task, code: str, text: str, tail: str) -> str:
         """Give the task back. If the server has no use for that any more, it is as good."""
@@ -113,6 +150,21 @@ class Worker:
             entry = self._journal.put(task["id"], digest, form)
         else:
             log.info("sending the finished update of task %s again", task["id"])
+        return self._send(task, entry)
+
+    def _initial(self, task: Task) -> str:
+        entry = self._journal.get(task["id"])
+        if entry is None:
+            try:
+                weights = self._client.initial_weights(
+                    dict(task.get("config") or {}), self._context(task)
+                )
+                digest = save(self._journal.place(task["id"]), weights)
+            except Stopped:
+                raise
+            except Exception as error:  # noqa: BLE001 - the site's own code may raise anything
+                return self._fail_with(task, error)
+            entry = self._journal.put(task["id"], digest, [("meta", '{"num_examples": 1}')])
         return self._send(task, entry)
 
     def _send(self, task: Task, entry: Entry) -> str:

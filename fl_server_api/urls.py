@@ -10,6 +10,7 @@ from drf_spectacular.views import (
 from fl_server_api import errors
 from fl_server_api.views import (
     calibration,
+    clients,
     inference,
     models,
     system,
@@ -46,6 +47,7 @@ urlpatterns = [
     path("trainings/<str:pk>/models/", trainings.TrainingModelsView.as_view()),
     path("trainings/<str:pk>/models/latest/", trainings.TrainingLatestModelsView.as_view()),
     path("trainings/<str:pk>/rounds/", trainings.TrainingRoundsView.as_view()),
+    path("clients/me/join/", clients.JoinView.as_view()),
     path("tasks/", tasks.TasksView.as_view()),
     path("tasks/<str:pk>/progress/", tasks.TaskProgressView.as_view()),
     path("tasks/<str:pk>/failure/", tasks.TaskFailureView.as_view()),

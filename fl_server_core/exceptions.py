@@ -24,12 +24,6 @@ class Invalid(DomainError):
     code = "INVALID"
 
 
-class NotAvailable(Invalid):
-    """A known feature that this server does not offer yet; it is refused, never run as something else."""
-
-    code = "NOT_AVAILABLE"
-
-
 class NotPermitted(DomainError):
     """Known, but not allowed (403)."""
 

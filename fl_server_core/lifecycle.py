@@ -21,7 +21,10 @@ class TrainingState(models.TextChoices):
 
 
 class RoundPhase(models.TextChoices):
-    """Where a round stands; `aggregating` and later no longer accept updates."""
+    """Where a round stands; `aggregating` and later no longer accept updates.
+
+    A skipped round had too few: the model stays as it is, the number of the round moves on.
+    """
 
     NOTIFYING = "notifying"
     COLLECTING = "collecting"
@@ -29,6 +32,7 @@ class RoundPhase(models.TextChoices):
     SWAG = "swag"
     TESTING = "testing"
     DONE = "done"
+    SKIPPED = "skipped"
     FAILED = "failed"
 
 
@@ -48,6 +52,7 @@ class TaskKind(models.TextChoices):
     TRAIN = "train"
     EVALUATE = "evaluate"
     SWAG = "swag"
+    INITIAL_WEIGHTS = "initial_weights"
 
 
 class UpdateState(models.TextChoices):
@@ -90,12 +95,13 @@ MOVES: Mapping[type[models.TextChoices], Mapping[str, frozenset[str]]] = {
         T.ERROR: frozenset({T.ONGOING}),
     },
     RoundPhase: {
-        R.NOTIFYING: frozenset({R.COLLECTING, R.AGGREGATING, R.FAILED}),
-        R.COLLECTING: frozenset({R.AGGREGATING, R.FAILED}),
+        R.NOTIFYING: frozenset({R.COLLECTING, R.AGGREGATING, R.SKIPPED, R.FAILED}),
+        R.COLLECTING: frozenset({R.AGGREGATING, R.SKIPPED, R.FAILED}),
         R.AGGREGATING: frozenset({R.SWAG, R.TESTING, R.DONE, R.FAILED}),
         R.SWAG: frozenset({R.TESTING, R.DONE, R.FAILED}),
         R.TESTING: frozenset({R.DONE, R.FAILED}),
         R.DONE: frozenset(),
+        R.SKIPPED: frozenset({R.TESTING, R.DONE, R.FAILED}),  # only of the last round
         R.FAILED: frozenset(),
     },
     TaskState: {
@@ -103,8 +109,8 @@ MOVES: Mapping[type[models.TextChoices], Mapping[str, frozenset[str]]] = {
             {TaskState.DONE, TaskState.FAILED, TaskState.EXPIRED, TaskState.CANCELLED}
         ),
         TaskState.DONE: frozenset(),
-        TaskState.FAILED: frozenset(),
-        TaskState.EXPIRED: frozenset(),
+        TaskState.FAILED: frozenset({TaskState.OPEN}),
+        TaskState.EXPIRED: frozenset({TaskState.OPEN}),
         TaskState.CANCELLED: frozenset(),
     },
     UpdateState: {

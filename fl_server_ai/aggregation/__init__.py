@@ -16,6 +16,7 @@ Start reading here. No strategy sees a whole model or knows about files, threads
 - `adaptive.py` what the adaptive server optimizers share
 - `blocks.py`     layout, reading and writing of weight files
 - `files.py`      the open files of one aggregation
+- `rebasing.py`   updates that started from an older model
 - `crew.py`       threads that share a list of jobs
 - `state.py`      what a strategy remembers from round to round
 - `flat.py`       vectors beside a model, in the one form that state and extras share; needs no torch

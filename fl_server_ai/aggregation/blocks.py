@@ -46,6 +46,7 @@ class UpdateFile:
     `extras` holds what came beside the weights, in the form of `flat.py`. With `tensors`, only those
     were sent: the others, which are the base's in the file, are left out of their means. `mask` says the
     same of single numbers: vectors `mask.<run>` of U8, 1 where one was sent.
+    `start` is the model that it was trained from, where that is not the round's base.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class UpdateFile:
     extras: Path | None = None
     tensors: frozenset[str] | None = None
     mask: Path | None = None
+    start: Path | None = None
 
 
 @dataclass(frozen=True)

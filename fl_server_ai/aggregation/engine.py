@@ -59,7 +59,8 @@ def aggregate(
 ) -> Aggregated:
     """Write the strategy's combination of `updates` to `out`; the same bytes for any order, block or threads.
 
-    All files are canonical safetensors files with the same header; they are read, never written. `out` appears
+    An update with a `start` is combined as if it had been trained from `base` (`rebasing.py`), and counts with its
+    `discount`. All files are canonical safetensors files with the same header; they are read, never written. `out` appears
     complete and durable or not at all, and is replaced if it exists; `state_out` appears just before it, and
     only if the strategy has a state. Calling again with the same input makes the same files.
 
@@ -85,10 +86,11 @@ def aggregate(
         or buffer_policy == "keep"
         or any(update.tensors is not None for update in ordered)
     )
-    if base is None and needs_base:
-        raise AggregationException("this strategy or buffer policy needs the base model")
+    stale = strategy.rebases and any(update.start is not None for update in updates)
+    if base is None and (needs_base or stale):
+        raise AggregationException("this strategy, buffer policy or update needs the base model")
     with single_threaded_torch(), ExitStack() as stack:
-        files = Files(stack, base, ordered)
+        files = Files(stack, base, ordered, rebase=strategy.rebases)
         crew = thread_count(threads)
         if verify:
             files.verify(crew)
@@ -130,6 +132,10 @@ def _check(metas: Sequence[UpdateMeta], strategy: Strategy[Any]) -> None:
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
             raise AggregationException(
                 f"participant {meta.participant} claims {n!r} examples: not a whole number from 1"
+            )
+        if not 0 < meta.discount <= 1:
+            raise AggregationException(
+                f"participant {meta.participant} has the discount {meta.discount}: not in (0, 1]"
             )
     for meta, following in pairwise(metas):
         if meta.participant == following.participant:
@@ -199,7 +205,9 @@ def _weights(
         raise AggregationException(f"the strategy's weights are not usable: {weights}")
     if math.fsum(weights) <= 0 and not strategy.may_keep:
         raise AggregationException("all updates have weight zero")
-    return weights
+    if all(meta.discount == 1 for meta in metas):
+        return weights  # whole numbers stay whole
+    return [weight * meta.discount for weight, meta in zip(weights, metas, strict=True)]
 
 
 def _gram(

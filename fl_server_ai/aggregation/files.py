@@ -13,12 +13,20 @@ from fl_server_ai.aggregation.blocks import (
     layout_of,
 )
 from fl_server_ai.aggregation.crew import run_all
+from fl_server_ai.aggregation.rebasing import RebasedSource
 
 
 class Files:
     """Opened on construction, closed by `stack`; `sources` are in the order of the updates given."""
 
-    def __init__(self, stack: ExitStack, base: Path | None, updates: Sequence[UpdateFile]) -> None:
+    def __init__(
+        self,
+        stack: ExitStack,
+        base: Path | None,
+        updates: Sequence[UpdateFile],
+        *,
+        rebase: bool = True,
+    ) -> None:
         self.updates = updates
         self.sources: list[Source] = []
         for update in updates:
@@ -29,9 +37,27 @@ class Files:
         self.base = None if base is None else Source(base, "(base)")
         if self.base is not None:
             stack.callback(self.base.close)
-        self._all = [*self.sources, *([self.base] if self.base else [])]
+        starts = self._rebase(stack) if rebase else []
+        self._all = [*self.sources, *starts, *([self.base] if self.base else [])]
         self.layout = layout_of(self.base or self.sources[0])
         assert_same_header(self._all, self.layout)
+        for source in self.sources:
+            if isinstance(source, RebasedSource):
+                source.learn(self.layout)
+
+    def _rebase(self, stack: ExitStack) -> list[Source]:
+        """Let stale updates be read relative to the base; returns the models they started from."""
+        starts: dict[Path, Source] = {}
+        for index, update in enumerate(self.updates):
+            if update.start is None or self.base is None:
+                continue
+            if update.start not in starts:
+                starts[update.start] = Source(update.start, "(an older version)")
+                stack.callback(starts[update.start].close)
+            self.sources[index] = RebasedSource(
+                self.sources[index], starts[update.start], self.base
+            )
+        return list(starts.values())
 
     def verify(self, threads: int) -> None:
         """Read every update once and compare it with the digest it was accepted with."""

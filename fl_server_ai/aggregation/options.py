@@ -1,6 +1,6 @@
 """Options from outside become a frozen dataclass; every refusal says where and why.
 
-A field is an int, float, bool, str, a list of one of these, or one of all these or None. Its metadata may hold
+A field is an int, float, bool, str, a list of one of these, `dict[str, Any]`, or one of all these or None. Its metadata may hold
 `ge`, `gt`, `le`, `lt` and `choices`, which of a list count for each item, `items` (the least and the most of
 them), `pattern` (of a whole str) and `doc`.
 """
@@ -23,8 +23,12 @@ LIMITS: dict[str, tuple[str, str, Callable[[Any, Any], bool]]] = {
     "le": ("maximum", "at most", operator.le),
     "lt": ("exclusiveMaximum", "less than", operator.lt),
 }
-JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string", list: "array"}
-ARTICLES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+JSON_TYPES = {
+    int: "integer", float: "number", bool: "boolean", str: "string", list: "array", dict: "object",
+}  # fmt: skip
+ARTICLES = {
+    int: "an integer", float: "a number", bool: "true or false", str: "a string", dict: "an object",
+}  # fmt: skip
 PLURALS = {int: "integers", float: "numbers", bool: "booleans", str: "strings"}
 BAD = object()
 
@@ -130,7 +134,9 @@ def _parts(kind: Any) -> list[Any]:
 
 def _spoken(kind: Any) -> str:
     words = [
-        f"a list of {PLURALS[get_args(part)[0]]}" if get_origin(part) is list else ARTICLES[part]
+        f"a list of {PLURALS[get_args(part)[0]]}"
+        if get_origin(part) is list
+        else ARTICLES[get_origin(part) or part]
         for part in _parts(kind)
     ]
     return " or ".join(words + ["null"] * (NoneType in get_args(kind)))
@@ -142,6 +148,8 @@ def _convert(value: Any, kind: Any) -> Any:
     for part in _parts(kind):
         if part is float and type(value) in (int, float):
             return _finite(value)
+        if get_origin(part) is dict and isinstance(value, dict):
+            return value if all(type(name) is str for name in value) else BAD
         if get_origin(part) is list and isinstance(value, list | tuple):
             items = [_convert(item, get_args(part)[0]) for item in value]
             return BAD if any(item is BAD for item in items) else items

@@ -24,6 +24,8 @@ class UpdateMeta:
     num_steps: int | None = None
     extras: Mapping[str, float] = field(default_factory=dict)
     largest: float | None = None
+    staleness: int = 0  # versions between the one it was trained from and the current one
+    discount: float = 1.0  # what staleness leaves of its weight; the engine multiplies
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,9 @@ class Strategy(Generic[OptionsT]):
     Options: ClassVar[type[Any]] = NoOptions
     paper: ClassVar[str] = ""  # arXiv id
     needs_gram: ClassVar[bool] = False
+    mode: ClassVar[str] = "sync"  # the mode that trainings with this strategy have by default
+    # Whether stale updates are moved to where they would be, had they started from the current model.
+    rebases: ClassVar[bool] = True
     assumes: ClassVar[str] = ""  # why a round needs `fewest()` updates, as a formula
     # Each of these names is a vector with one number per float parameter, kept from round to round.
     state_blocks: ClassVar[tuple[str, ...]] = ()

@@ -168,7 +168,8 @@ def _look(name: str) -> None:
 
 def changed_since(moment: datetime) -> set[str]:
     """Users who got a task since then, who were taken out, or whose training ended."""
-    asked = Task.objects.filter(state=TaskState.OPEN, created_at__gte=moment).order_by()
+    fresh = Q(created_at__gte=moment) | Q(not_before__gte=moment, not_before__lte=timezone.now())
+    asked = Task.objects.filter(fresh, state=TaskState.OPEN).order_by()
     ended = Participant.objects.filter(
         Q(removed_at__gte=moment) | Q(training__finished_at__gte=moment)
     )

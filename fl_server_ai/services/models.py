@@ -14,17 +14,18 @@ from fl_server_ai.containers import (
     template_ties,
     write_back,
 )
+from fl_server_ai.containers.writing import write_canonical
 from fl_server_ai.sandbox.programs import Kind
 from fl_server_ai.services.intake import canonical_blob
 from fl_server_ai.services.preprocessing import keep, preprocessing_blob
 from fl_server_ai.services.renderings import rendering
-from fl_server_core.exceptions import NotPermitted, OutOfSpace
+from fl_server_core.exceptions import Conflict, NotPermitted, OutOfSpace
 from fl_server_core.lifecycle import TaskKind, TaskState
 from fl_server_core.models import Blob, GlobalModel, Task, User
 from fl_server_core.models.weights import ModelType
-from fl_server_core.services.blobs import blob_discard
+from fl_server_core.services.blobs import blob_discard, blob_store
 from fl_server_core.services.models import model_create
-from fl_server_core.storage import local_path, out_of_space
+from fl_server_core.storage import local_path, out_of_space, staging_path
 
 SAFETENSORS = "safetensors"
 # Containers that hold a program, and what the sandbox calls it.
@@ -93,6 +94,32 @@ def model_prepared(
             blob_discard(blob=blob)
 
 
+def model_announce(
+    *, owner: User, name: str, description: str, input_shape: list[int | None] | None = None
+) -> GlobalModel:
+    """A model without weights: when its training starts, one of the clients is asked for them."""
+    if not (owner.actor or owner.is_superuser):
+        raise NotPermitted("only an actor may create models; ask the admin for that role")
+    path = staging_path(".safetensors")
+    blob = None
+    try:
+        digest = write_canonical(path, [], lambda name: ())
+        blob = blob_store(source=path, digest=digest, size=path.stat().st_size)
+        return model_create(
+            owner=owner,
+            name=name,
+            description=description,
+            container=SAFETENSORS,
+            weights=blob,
+            input_shape=input_shape,
+            awaits_weights=True,
+        )
+    finally:
+        path.unlink(missing_ok=True)
+        if blob is not None:
+            blob_discard(blob=blob)  # unless it has a row by now
+
+
 def model_upload(**fields: Any) -> GlobalModel:
     """Store a new global model at once: `model_prepared`, and its rows."""
     with model_prepared(**fields) as create:
@@ -100,22 +127,31 @@ def model_upload(**fields: Any) -> GlobalModel:
 
 
 def weights_for(*, model: GlobalModel, user: User) -> Blob:
-    """What a user has to work with: the current weights, or in a daisy chain those that he goes on from."""
+    """What a user has to work with: the current weights, or those that his open part goes on from.
+
+    In a daisy chain these are another's; in asynchronous modes they may be of an older version.
+    """
+    if model.awaits_weights:
+        raise Conflict(
+            "this model has no weights yet; a client is asked for them when its training starts",
+            code="NO_WEIGHTS",
+        )
     task = (
         Task.objects.filter(
             user=user,
             kind=TaskKind.TRAIN,
             state=TaskState.OPEN,
             round__training__model=model,
-            continues__blob__isnull=False,
         )
-        .select_related("continues__blob")
+        .select_related("continues__blob", "round__base_version__blob")
         .order_by("-created_at")
         .first()
     )
-    if task is not None and task.continues is not None and task.continues.blob is not None:
+    if task is None:
+        return model.weights.blob
+    if task.continues is not None and task.continues.blob is not None:
         return task.continues.blob
-    return model.weights.blob
+    return task.round.base_version.blob
 
 
 @contextmanager

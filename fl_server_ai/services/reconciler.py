@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from django.db import transaction
+from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from fl_server_ai.dispatch import dispatch_event, dispatch_inference, dispatch_notifications
@@ -17,14 +18,16 @@ from fl_server_core.lifecycle import (
     EventState,
     NotificationState,
     RoundPhase,
+    TaskKind,
 )
-from fl_server_core.models import IdempotencyKey, Notification, Round, TrainerEvent
+from fl_server_core.models import IdempotencyKey, Notification, Round, Task, TrainerEvent
 from fl_server_core.services import events, inference
 from fl_server_core.services.blobs import (
     blobs_delete_doomed,
     blobs_doom_unreferenced,
     files_sweep,
 )
+from fl_server_core.services.lateness import late_updates_settle
 from fl_server_core.services.statistics import statistics_delete_unused
 from fl_server_core.services.trainings import training_locked
 from fl_server_core.services.uploads import uploads_delete_expired
@@ -54,6 +57,7 @@ def sweep() -> Sweep:
         state=NotificationState.QUEUED, next_attempt_at__lte=timezone.now()
     ).exists():
         dispatch_notifications()
+    late_updates_settle()
     deleted = blobs_delete_doomed()
     _housekeeping()
     reached("sweep:after")
@@ -103,9 +107,11 @@ def event_lease_drop(*, event_id: int) -> None:
 
 
 def _deadlines() -> int:
+    asked = Task.objects.filter(round=OuterRef("pk"), kind=TaskKind.TRAIN)
+    unasked = Q(phase__in=list(OPEN_PHASES)) & ~Exists(asked)  # too few could be asked so far
     overdue = list(
         Round.objects.filter(
-            deadline__lte=timezone.now(),
+            Q(deadline__lte=timezone.now()) | unasked,
             phase__in=[*OPEN_PHASES, RoundPhase.SWAG, RoundPhase.TESTING],
             training__state__in=RUNNING,
         ).values_list("training_id", flat=True)

@@ -2,13 +2,15 @@
 
 import logging
 import uuid
+from collections.abc import Iterable
+from dataclasses import replace
 
 from django.db import transaction
 from django.utils import timezone
 
-from fl_server_ai.dispatch import dispatch_event
+from fl_server_ai.dispatch import dispatch_event, dispatch_notifications
 from fl_server_ai.notifications import wakeups
-from fl_server_ai.services.chaining import AGGREGATE, step_after
+from fl_server_ai.services.chaining import AGGREGATE, starts_of, step_after
 from fl_server_ai.services.training_options import trainer_options
 from fl_server_core.lifecycle import (
     OPEN_PHASES,
@@ -17,14 +19,30 @@ from fl_server_core.lifecycle import (
     TrainingState,
     move,
 )
-from fl_server_core.models import Round, TrainerEvent, Training
+from fl_server_core.models import Round, Task, TrainerEvent, Training
+from fl_server_core.services.asking import Asked, round_ask
+from fl_server_core.services.buffering import buffer_ask, parts_expire
+from fl_server_core.services.initial_weights import initial_ask
+from fl_server_core.services.lateness import busy_with, late_updates_adopt
+from fl_server_core.services.round_policy import (
+    RoundPolicy,
+    Standing,
+    Step,
+    decide,
+    policy_of,
+)
 from fl_server_core.services.rounds import (
     current_round,
+    deadline_in,
+    round_extend,
+    round_standing,
     round_tally,
+    tasks_again,
     tasks_cancel,
+    tasks_close,
     tasks_expire,
 )
-from fl_server_core.services.trainings import training_locked
+from fl_server_core.services.trainings import participants_active, training_locked
 
 log = logging.getLogger("fl.server")
 TRAINING_ROUND_FINISHED = "TrainingRoundFinished"
@@ -56,27 +74,89 @@ def round_advance(*, training_id: uuid.UUID) -> TrainerEvent | None:
 
 
 def _is_over(round: Round, kind: TaskKind) -> bool:
-    if round_tally(round, kind).open == 0:
-        return True
-    if round.deadline is not None and round.deadline <= timezone.now():
+    """Whether everybody asked has answered or the deadline has passed, with answers enough to go on.
+
+    Else it does what the policy says: asks again, or ends the training.
+    """
+    policy, standing = policy_of(round.policy), round_standing(round, kind)
+    if kind == TaskKind.SWAG:  # the number that closes a round is one of updates
+        policy = replace(policy, buffer_size=None)
+    step, reason = decide(policy, standing)
+    if step == Step.WAIT:
+        return False
+    if standing.overdue and not policy.buffered:
         tasks_expire(round=round)
-        return True
-    return False
+    elif standing.overdue:
+        parts_expire(round, policy)
+    if step in {Step.AGAIN, Step.EXTEND}:
+        _ask_again(round, kind, policy, standing, step)
+    elif step == Step.FAIL:
+        training_fail(round.training, round, reason or _too_few(round, kind, policy))
+    elif step == Step.SKIP:
+        _skip(round, _too_few(round, kind, policy))
+    elif not policy.buffered:
+        tasks_close(round=round)
+    return step == Step.CLOSE
+
+
+def _ask_again(
+    round: Round, kind: TaskKind, policy: RoundPolicy, standing: Standing, step: Step
+) -> None:
+    if step == Step.EXTEND:
+        round_extend(round, policy.seconds)
+    elif standing.overdue:
+        round.deadline = deadline_in(policy.seconds)
+        round.save(update_fields=["deadline"])
+    tell(tasks_again(round=round, kind=kind))
+
+
+def tell(tasks: Iterable[Task]) -> None:
+    """Send the messages that are queued and wake those who wait, once this is committed."""
+    dispatch_notifications()
+    wakeups.publish([str(task.user_id) for task in tasks])
+
+
+def _skip(round: Round, why: str) -> None:
+    if not policy_of(round.policy).buffered:
+        tasks_close(round=round)
+    move(round, RoundPhase.SKIPPED, reason=why, deadline=None, finished_at=timezone.now())
+    _event(round.training, round, TRAINING_ROUND_FINISHED)
+
+
+def _too_few(round: Round, kind: TaskKind, policy: RoundPolicy) -> str:
+    tally, needed = round_tally(round, kind), policy.min_updates
+    if kind == TaskKind.SWAG:
+        return (
+            f"NOT_ENOUGH_MOMENTS: the SWAG round of round {round.number} ended with {tally.done} of "
+            f"{tally.total} answers, {needed} are needed"
+        )
+    return (
+        f"NOT_ENOUGH_UPDATES: round {round.number} ended with {tally.done} of {tally.total} "
+        f"updates, {needed} are needed"
+    )
 
 
 def _close_collection(training: Training, round: Round) -> TrainerEvent | None:
+    policy = policy_of(round.policy)
+    if training.model.awaits_weights:
+        _ask_for_weights(training, round)
+        return None
+    if policy.buffered:
+        late_updates_adopt(round)
+        if tasks := buffer_ask(round):
+            tell(tasks)
+        if _nobody_there_yet(round, policy):
+            return None
+    elif not _is_asked(training, round):
+        return None
+    elif round.tasks.filter(kind=TaskKind.TRAIN).exists():
+        late_updates_adopt(round)
     if not _is_over(round, TaskKind.TRAIN):
         return None
-    tally = round_tally(round, TaskKind.TRAIN)
-    needed = int(round.policy.get("min_updates", 1))
-    if tally.done < max(1, needed):
-        training_fail(
-            training,
-            round,
-            f"NOT_ENOUGH_UPDATES: round {round.number} ended with {tally.done} of {tally.total} "
-            f"updates, {max(1, needed)} are needed",
-        )
-        return None
+    if policy.buffered and round.number + 1 >= training.target_num_updates:
+        users = [str(pk) for pk in busy_with(training)]
+        tasks_cancel(training_id=training.pk, why="ROUND_FULL: the training needs no more updates")
+        wakeups.publish(users)
     move(round, RoundPhase.AGGREGATING, deadline=None)
     step = step_after(
         trainer_options(training), round=round.number, target=training.target_num_updates
@@ -88,24 +168,50 @@ def _close_collection(training: Training, round: Round) -> TrainerEvent | None:
     )
 
 
+def _ask_for_weights(training: Training, round: Round) -> None:
+    tasks, hope = initial_ask(round)
+    tell(tasks)
+    if not hope:
+        asked = round.tasks.filter(kind=TaskKind.INITIAL_WEIGHTS).count()
+        training_fail(
+            training,
+            round,
+            f"NO_INITIAL_WEIGHTS: {asked} participants were asked for the initial weights, none sent any",
+        )
+
+
+def _nobody_there_yet(round: Round, policy: RoundPolicy) -> bool:
+    """Whether too few may be asked now, and more may be before the deadline."""
+    now = round_standing(round, TaskKind.TRAIN)
+    too_few = now.open == 0 and now.done < policy.min_updates
+    return too_few and not now.overdue and policy.selective
+
+
+def _is_asked(training: Training, round: Round) -> bool:
+    """Whether there is something to decide: somebody was asked, or it is too late for that."""
+    options = trainer_options(training)
+    outcome, tasks = round_ask(round=round, starts=starts_of(training, options))
+    if tasks:
+        tell(tasks)
+    if outcome == Asked.EMPTY:
+        _skip(round, f"EMPTY_SAMPLE: the draw of round {round.number} has too few sites")
+        return False
+    if outcome == Asked.WAITING and participants_active(training):
+        return round.deadline is None or round.deadline <= timezone.now()
+    return True
+
+
 def _close_test(training: Training, round: Round) -> TrainerEvent | None:
-    if not _is_over(round, TaskKind.EVALUATE):
+    standing = round_standing(round, TaskKind.EVALUATE)
+    if standing.open and not standing.overdue:
         return None
+    if standing.overdue:  # a test goes on without those who fail, under every policy
+        tasks_expire(round=round)
     return _event(training, round, MODEL_TEST_FINISHED)
 
 
 def _close_swag(training: Training, round: Round) -> TrainerEvent | None:
     if not _is_over(round, TaskKind.SWAG):
-        return None
-    tally = round_tally(round, TaskKind.SWAG)
-    needed = max(1, int(round.policy.get("min_updates", 1)))
-    if tally.done < needed:
-        training_fail(
-            training,
-            round,
-            f"NOT_ENOUGH_MOMENTS: the SWAG round of round {round.number} ended with {tally.done} of "
-            f"{tally.total} answers, {needed} are needed",
-        )
         return None
     return _event(training, round, SWAG_ROUND_FINISHED)
 
@@ -122,7 +228,7 @@ def training_fail(training: Training, round: Round, reason: str) -> None:
     """End a training with a reason that people can read; the training is locked."""
     now = timezone.now()
     log.error("training %s round %s: %s", training.pk, round.number, reason)
-    if round.phase not in {RoundPhase.DONE, RoundPhase.FAILED}:
+    if round.phase not in {RoundPhase.DONE, RoundPhase.SKIPPED, RoundPhase.FAILED}:
         move(round, RoundPhase.FAILED, reason=reason, finished_at=now, deadline=None)
     move(training, TrainingState.ERROR, reason=reason, finished_at=now, last_update=now)
     users = [str(pk) for pk in round.tasks.values_list("user_id", flat=True)]

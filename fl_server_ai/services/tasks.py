@@ -24,7 +24,11 @@ from fl_server_core.lifecycle import (
 )
 from fl_server_core.models import GlobalModel, ModelVersion, Participant, Task, Training, User
 from fl_server_core.selectors import tasks_visible_to
+from fl_server_core.services.clients import training_missing
+from fl_server_core.services.lateness import may_be_late
+from fl_server_core.services.round_policy import policy_of
 from fl_server_core.services.rounds import current_round, round_tally, task_fail
+from fl_server_core.services.sampling import spread
 from fl_server_core.services.trainings import training_locked
 
 RETRY_AFTER = 2.0  # seconds
@@ -33,7 +37,8 @@ RUNNING = (TrainingState.ONGOING, TrainingState.SWAG_ROUND)
 MAX_PROGRESS = 65_536  # bytes of JSON
 MAX_CODE, MAX_FAILURE, MAX_LOG_TAIL = 64, 900, 3_000  # characters; together they fit in the column
 ASKING = (
-    Q(kind=TaskKind.TRAIN, round__phase__in=list(OPEN_PHASES))
+    Q(kind=TaskKind.TRAIN)  # its round may have closed without it, in asynchronous modes
+    | Q(kind=TaskKind.INITIAL_WEIGHTS)
     | Q(kind=TaskKind.SWAG, round__phase=RoundPhase.SWAG)
     | Q(kind=TaskKind.EVALUATE, round__phase=RoundPhase.TESTING)
 )
@@ -47,7 +52,7 @@ def task_next(*, user: User) -> dict[str, Any]:
     """
     task = (
         tasks_visible_to(user)
-        .filter(ASKING, state=TaskState.OPEN, round__training__state__in=RUNNING)
+        .filter(ASKING, _due(), state=TaskState.OPEN, round__training__state__in=RUNNING)
         .order_by("created_at", "id")
         .first()
     )
@@ -56,6 +61,10 @@ def task_next(*, user: User) -> dict[str, Any]:
             Task.objects.filter(pk=task.pk, fetched_at=None).update(fetched_at=timezone.now())
         return {"state": "task", "task": _task(task)}
     return _nothing_to_do(user)
+
+
+def _due() -> Q:
+    return Q(not_before=None) | Q(not_before__lte=timezone.now())
 
 
 def _weights(model: GlobalModel, version: ModelVersion) -> dict[str, Any]:
@@ -72,8 +81,10 @@ def _weights(model: GlobalModel, version: ModelVersion) -> dict[str, Any]:
 def _start(task: Task) -> dict[str, Any]:
     """The weights to begin with: in a daisy chain another participant's."""
     model = task.round.training.model
-    start = _weights(model, model.weights)
-    if task.kind != TaskKind.TRAIN or task.continues is None or task.continues.blob is None:
+    train = task.kind == TaskKind.TRAIN
+    older = train and task.round.base_version_id != model.current_version_id
+    start = _weights(model, task.round.base_version if older else model.weights)
+    if not train or task.continues is None or task.continues.blob is None:
         return start
     return {
         **start,
@@ -86,15 +97,16 @@ def _start(task: Task) -> dict[str, Any]:
 def _task(task: Task) -> dict[str, Any]:
     training = task.round.training
     model = training.model
-    verb = ROUTES[TaskKind(task.kind)]
+    initial = task.kind == TaskKind.INITIAL_WEIGHTS
+    upload = "" if initial else f"/api/models/{model.pk}/{ROUTES[TaskKind(task.kind)]}"
     return {
         "id": str(task.pk),
         "kind": task.kind,
         "training": str(training.pk),
         "round": task.number,
-        "model": _start(task),
-        "extras": _extras(task, model),
-        "upload_url": f"/api/models/{model.pk}/{verb}",
+        "model": {"id": str(model.pk)} if initial else _start(task),
+        "extras": None if initial else _extras(task, model),
+        "upload_url": upload or f"/api/tasks/{task.pk}/result/",
         "config": {
             **client_config(training),
             "round": task.number,
@@ -129,11 +141,12 @@ def _nothing_to_do(user: User) -> dict[str, Any]:
     live = (
         Training.objects.filter(memberships__user=user, memberships__removed_at=None)
         .exclude(state__in=TERMINAL_TRAINING_STATES)
+        .select_related("model")
         .order_by(F("started_at").asc(nulls_last=True), "created_at")
         .first()
     )
     if live is not None:
-        return _wait(_reason(live))
+        return {**_wait(_reason(live)), "retry_after": _come_back(live, user)}
     last = (
         Participant.objects.filter(user=user)
         .select_related("training__model__current_version__blob")
@@ -153,6 +166,15 @@ def _nothing_to_do(user: User) -> dict[str, Any]:
 
 def _wait(reason: str) -> dict[str, Any]:
     return {"state": "wait", "retry_after": RETRY_AFTER, "reason": reason}
+
+
+def _come_back(training: Training, user: User) -> float:
+    """Seconds until a client without a task should ask again."""
+    seconds = training.options.get("check_in")
+    if seconds is None:
+        return RETRY_AFTER
+    number = training.model.round
+    return spread(seconds, seed=training.seed, number=number, name=str(user.pk))
 
 
 def _done(membership: Participant) -> dict[str, Any]:
@@ -181,6 +203,14 @@ def _reason(training: Training) -> str:
     round = current_round(training)
     if round is None:
         return f"training {training.pk} has no round yet"
+    if training.model.awaits_weights:
+        return f"training {training.pk} waits for the initial weights from one of its clients"
+    lacking = training_missing(training) if round.phase in OPEN_PHASES else []
+    if lacking and not round.tasks.filter(kind=TaskKind.TRAIN).exists():
+        return (
+            f"the first round waits for {len({m.user.pk for m in lacking})} clients that have not joined with "
+            "all that the training requires; POST clients/me/join/ says what is missing"
+        )
     if round.phase in OPEN_PHASES:
         tally = round_tally(round, TaskKind.TRAIN)
         return (
@@ -241,7 +271,8 @@ def task_progress(
         progress=progress, progress_at=timezone.now()
     )
     task = Task.objects.select_related("round__training").get(pk=task.pk)
-    running = task.round.training.state in RUNNING and task.state == TaskState.OPEN
+    wanted = task.state == TaskState.OPEN or may_be_late(task, policy_of(task.round.policy))
+    running = task.round.training.state in RUNNING and wanted
     deadline = task.round.deadline
     return {
         "command": None if running else "stop",

@@ -2,10 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NoReturn
-
-from django.conf import settings
 
 from fl_server_ai.aggregation import STRATEGIES, Strategy
 from fl_server_ai.aggregation.options import parse_options
@@ -14,23 +12,18 @@ from fl_server_ai.received.names import check_model_names
 from fl_server_ai.received.wanted import Patterns, Wanted
 from fl_server_ai.uncertainty import UNCERTAINTY
 from fl_server_ai.uncertainty.options import parse_options as parse_uncertainty
-from fl_server_core.exceptions import Invalid, NotAvailable
+from fl_server_core.exceptions import Invalid
 from fl_server_core.models import Training
 from fl_server_core.models.trainings import UncertaintyMethod
+from fl_server_core.services.round_policy import RoundPolicy, policy_faults
 
-# Known from the wire contract; refused until the server really does them.
-LATER_STRATEGIES = frozenset(
-    [
-        "FedBuff",
-        "FedAsync",
-    ]
-)
 SWAG_WORDS = {"last": 0, "every": 1}
 MAX_CLIENT_CONFIG = 16_384
+ANY_NUMBER = 1_000_000  # of participants: as many as may still join
 
 
 @dataclass(frozen=True)
-class TrainerOptions:
+class TrainerOptions(RoundPolicy):
     """How the rounds of a training follow each other; names as in the wire contract."""
 
     skip_model_tests: bool = field(
@@ -46,19 +39,6 @@ class TrainerOptions:
             "newest one are kept as its members, which can be asked together and not be downloaded."
         },
     )
-    round_deadline: float | None = field(
-        default=None,
-        metadata={
-            "doc": "Seconds a round or test waits, at most a year; the server's default if null.",
-            "gt": 0.0,
-            "le": 31_536_000,
-        },
-    )
-    min_updates: int = field(
-        default=1,
-        metadata={"doc": "A round with fewer updates at its end fails.", "ge": 1, "le": 100_000},
-    )
-
     daisy_chain_period: int = field(
         default=0,
         metadata={
@@ -115,6 +95,14 @@ class TrainerOptions:
         default_factory=list,
         metadata={"doc": 'Globs of tensors that are not, even if included, such as "*.bn*".'},
     )
+    test_every: int | None = field(
+        default=None,
+        metadata={
+            "doc": "With model_test_after_each_round: test after so many rounds, and at the end; if null "
+            "after each, in asynchronous modes only at the end.",
+            "ge": 1,
+        },
+    )
     no_fixed_points: bool = field(
         default=False, metadata={"doc": "Nobody gets his own model back when models are handed on."}
     )
@@ -123,11 +111,6 @@ class TrainerOptions:
     def aggregation_every(self) -> int | None:
         """Local rounds between two averages of chained models; None: only at the end."""
         return self.daisy_chain_period if self.aggregation_period == 0 else self.aggregation_period
-
-    @property
-    def seconds(self) -> float:
-        """How long a phase may last. There is always an end: nothing waits for ever."""
-        return settings.FL_ROUND_SECONDS if self.round_deadline is None else self.round_deadline
 
 
 CHAINING = frozenset({"aggregation_period", "chain_period", "chain_weight", "no_fixed_points"})
@@ -141,8 +124,6 @@ def options_validate(
     uncertainty_method: str = UncertaintyMethod.NONE,
 ) -> None:
     """Refuse, with a pointer, whatever this server would not do exactly as asked."""
-    if aggregation_method in LATER_STRATEGIES:
-        raise NotAvailable(f"{aggregation_method} is not available on this server yet")
     if aggregation_method not in STRATEGIES:
         raise Invalid(
             f"there is no strategy {aggregation_method[:64]!r}; there are {', '.join(STRATEGIES)}",
@@ -177,12 +158,12 @@ def options_validate(
             ],
         )
     if trainer.swag_rank == 1:
-        said = "0, or at least 2: one column has no spread"
-        raise Invalid(
-            f"/options/swag_rank: {said}",
-            code="BAD_OPTION",
-            errors=[{"pointer": "/options/swag_rank", "code": "range", "detail": said}],
-        )
+        raise _fault("swag_rank", "0, or at least 2: one column has no spread")
+    for name, said in policy_faults(trainer):
+        raise _fault(name, said)
+    _check_fewest(aggregation_method, _split(aggregation_method, options)[1], trainer)
+    _check_skipping(trainer, uncertainty_method)
+    _check_mode(aggregation_method, trainer, uncertainty_method)
 
 
 def _check_chaining(method: str, given: Mapping[str, Any], options: TrainerOptions) -> None:
@@ -195,11 +176,60 @@ def _check_chaining(method: str, given: Mapping[str, Any], options: TrainerOptio
         wrong = "chain_period"
         said = f"chain_period is 1 to {every}, the local rounds between two averages"
     if wrong:
-        raise Invalid(
-            f"/options/{wrong}: {said}",
-            code="BAD_OPTION",
-            errors=[{"pointer": f"/options/{wrong}", "code": "range", "detail": said}],
+        raise _fault(wrong, said)
+
+
+def _check_fewest(method: str, strategy: Strategy[Any], options: TrainerOptions) -> None:
+    most = options.goal(ANY_NUMBER)
+    if strategy.fewest() > most:
+        name = "clients_per_round" if options.buffer_size is None else "buffer_size"
+        raise _fault(
+            name,
+            f"{method} needs {strategy.fewest()} updates ({strategy.assumes}), a round comes to {most} at "
+            "most with these options",
         )
+
+
+def _check_mode(method: str, options: TrainerOptions, uncertainty_method: str) -> None:
+    meant = STRATEGIES[method].mode
+    if (meant == "async") != (options.mode == "async") or (
+        meant == "buffered" and options.mode != "buffered"
+    ):
+        raise _fault("mode", f"{method} is for the mode {meant}")
+    if options.takes_late and options.daisy_chain_period:
+        name = "mode" if options.buffered else "late_updates"
+        raise _fault(
+            name, "a daisy chain has no late updates: every site waits for another's model"
+        )
+    if options.buffered and uncertainty_method == UncertaintyMethod.SWAG:
+        raise _fault("mode", "SWAG asks for moments of one model, in the mode sync")
+
+
+def _check_skipping(options: TrainerOptions, uncertainty_method: str) -> None:
+    """A round may be skipped only where nothing else hangs on it."""
+    skips = {
+        "at_deadline": options.at_deadline == "skip",
+        "sampling": options.sampling == "poisson",
+    }
+    for name in (name for name, may in skips.items() if may):
+        if options.daisy_chain_period:
+            raise _fault(name, "a round of a daisy chain can't be skipped")
+        if uncertainty_method == UncertaintyMethod.SWAG:
+            raise _fault(name, "with SWAG no round can be skipped: moments follow the last one")
+
+
+def effective_policy(training: Training) -> RoundPolicy:
+    """The training's policy; a round needs no fewer updates than its strategy does."""
+    options, strategy, _ = _split(training.aggregation_method, training.options)
+    return replace(options, min_updates=max(options.min_updates, strategy.fewest()))
+
+
+def _fault(option: str, said: str) -> Invalid:
+    return Invalid(
+        f"/options/{option}: {said}",
+        code="BAD_OPTION",
+        errors=[{"pointer": f"/options/{option}", "code": "range", "detail": said}],
+    )
 
 
 def _split(
@@ -218,8 +248,12 @@ def _split(
     rest.pop("uncertainty", None)  # checked once, for the training's method
     rest = {**rest, **_swag_rounds(rest)}
     own = {name: rest.pop(name) for name in list(rest) if name in TRAINER_FIELDS}
-    trainer = parse_options(TrainerOptions, own)
     kind = STRATEGIES[aggregation_method]
+    trainer = parse_options(TrainerOptions, own)
+    if trainer.mode is None:
+        trainer = replace(trainer, mode=kind.mode)
+    if trainer.mode == "async" and trainer.buffer_size is None:
+        trainer = replace(trainer, buffer_size=1)
     beside = ["client_config", "uncertainty", *(option.name for option in fields(TrainerOptions))]
     return trainer, kind(parse_options(kind.Options, rest, beside=beside)), config
 

@@ -11,9 +11,13 @@ from fl_server_ai.aggregation.dtypes import check_aggregated
 from fl_server_ai.containers import read_manifest
 from fl_server_ai.dispatch import dispatch_notifications
 from fl_server_ai.notifications import wakeups
-from fl_server_ai.services.chaining import starts_of
 from fl_server_ai.services.rounds import round_advance
-from fl_server_ai.services.training_options import check_wanted, options_validate, trainer_options
+from fl_server_ai.services.training_options import (
+    check_wanted,
+    effective_policy,
+    options_validate,
+    trainer_options,
+)
 from fl_server_core.exceptions import (
     Conflict,
     IllegalMove,
@@ -28,6 +32,7 @@ from fl_server_core.models.notifications import NotificationType
 from fl_server_core.models.trainings import UncertaintyMethod
 from fl_server_core.models.weights import ModelType
 from fl_server_core.services import rounds, trainings
+from fl_server_core.services.asking import round_open
 from fl_server_core.services.moments import swag_open
 from fl_server_core.services.notifications import notifications_queue
 from fl_server_core.storage import local_path
@@ -59,10 +64,11 @@ def training_create(
     target_num_updates *= max(1, int(options.get("daisy_chain_period") or 0))  # local rounds
     if target_num_updates > MAX_ROUNDS:
         raise Invalid(f"a training has at most {MAX_ROUNDS:,} rounds", code="TOO_MANY_ROUNDS")
-    with local_path(model.weights.blob) as path:
-        manifest = read_manifest(path)
-        check_aggregated(manifest)
-        check_wanted(manifest, aggregation_method, options)
+    if not model.awaits_weights:
+        with local_path(model.weights.blob) as path:
+            manifest = read_manifest(path)
+            check_aggregated(manifest)
+            check_wanted(manifest, aggregation_method, options)
     return trainings.training_create(
         actor=actor,
         model=model,
@@ -110,6 +116,7 @@ def training_start(*, training: Training, user: User) -> None:
             code="NO_PARTICIPANTS",
             state=training.state,
         )
+    _check_reachable(training, participants)
     move(training, TrainingState.ONGOING, started_at=timezone.now(), last_update=timezone.now())
     notifications_queue(
         training=training, type=NotificationType.TRAINING_START, receivers=participants
@@ -117,20 +124,28 @@ def training_start(*, training: Training, user: User) -> None:
     round_start(training)
 
 
+def _check_reachable(training: Training, participants: Sequence[User]) -> None:
+    """Refuse a start that could only end in a failed first round."""
+    policy = effective_policy(training)
+    absent = set(policy.required) - {str(user.pk) for user in participants}
+    most = policy.goal(len(participants))
+    if absent:
+        said = f"these are required, but do not take part: {', '.join(sorted(absent)[:10])}"
+    elif policy.min_updates > most:
+        said = (
+            f"a round needs {policy.min_updates} updates and with {len(participants)} clients comes to "
+            f"{most} at most; add clients, or ask for less"
+        )
+    else:
+        return
+    raise Conflict(said, code="POLICY_UNSATISFIABLE", state=training.state)
+
+
 def round_start(training: Training) -> Round:
     """Open the next round and tell everybody; the training is locked. Again: the round as it is."""
-    options = trainer_options(training)
-    opened = rounds.round_open(
-        training=training,
-        seconds=options.seconds,
-        policy={
-            "min_updates": options.min_updates,
-            "population": len(trainings.participants_active(training)),
-        },
-        starts=starts_of(training, options),
-    )
+    policy = effective_policy(training)
+    opened, _ = round_open(training=training, policy=policy)
     dispatch_notifications()
-    wakeups.publish([str(pk) for pk in opened.tasks.values_list("user_id", flat=True)])
     round_advance(training_id=training.pk)
     return opened
 
@@ -154,7 +169,8 @@ def evaluation_start(training: Training, round: Round) -> None:
 def training_finish(training: Training, round: Round) -> None:
     """Close the last round and the training, and tell participants and actor; the training is locked."""
     now = timezone.now()
-    move(round, RoundPhase.DONE, finished_at=now, deadline=None)
+    if round.phase != RoundPhase.SKIPPED:
+        move(round, RoundPhase.DONE, finished_at=now, deadline=None)
     move(training, TrainingState.COMPLETED, finished_at=now, last_update=now)
     receivers = {user.pk: user for user in trainings.participants_active(training)}
     receivers.setdefault(training.actor.pk, training.actor)

@@ -18,6 +18,7 @@ from fl_server_core.selectors import get_visible, models_visible_to
 from fl_server_core.services import rounds
 from fl_server_core.services.blobs import blob_discard
 from fl_server_core.services.metrics import Value, metric_names_check, metrics_record
+from fl_server_core.services.round_policy import policy_of
 from fl_server_core.services.trainings import training_locked
 from fl_server_core.services.uploads import upload_taken, upload_used
 
@@ -175,13 +176,15 @@ def update_from_upload(*, upload: Upload, **fields: Any) -> Receipt:
 
 
 def _identity(update: LocalModel) -> tuple[Any, ...]:
-    number, model = update.round.number, update.training.model_id
+    number, model = (update.trained_in or update.round).number, update.training.model_id
     return str(model), number, update.sample_size, update.owner_id
 
 
 def _receipt(update: LocalModel, created: bool) -> Receipt:
     tally = rounds.round_tally(update.round, TaskKind.TRAIN)
-    return Receipt(update, created, tally.done, tally.done + tally.open, update.round.deadline)
+    enough = policy_of(update.round.policy).buffer_size or tally.total
+    needed = min(tally.done + tally.open, enough)
+    return Receipt(update, created, tally.done, needed, update.round.deadline)
 
 
 @committing("metrics.accept")

@@ -89,7 +89,8 @@ def _updates(training: Training, round: Round, options: TrainerOptions) -> list[
     if options.daisy_chain_period:
         return chain_models(training)
     accepted = LocalModel.objects.filter(round=round, state=UpdateState.ACCEPTED)
-    return list(accepted.select_related("blob", "extras", "mask", "round").order_by("owner_id"))
+    related = ("blob", "extras", "mask", "round", "trained_in__base_version__blob")
+    return list(accepted.select_related(*related).order_by("owner_id"))
 
 
 def _meta(update: LocalModel, options: TrainerOptions) -> UpdateMeta:
@@ -103,6 +104,8 @@ def _meta(update: LocalModel, options: TrainerOptions) -> UpdateMeta:
         num_examples=weight_of(options, update),
         num_steps=update.num_steps,
         extras=update.numbers,
+        staleness=update.staleness,
+        discount=options.discount(update.staleness),
     )
 
 
@@ -140,6 +143,13 @@ def _facts(training: Training, round: Round) -> RoundFacts:
         population=int(round.policy.get("population", 0)),
         actor=str(training.actor_id),
     )
+
+
+def _start(update: LocalModel) -> Blob | None:
+    """The model that a late update was trained from; None for the round's own."""
+    if update.trained_in is None or not update.staleness:
+        return None
+    return update.trained_in.base_version.blob
 
 
 def _state_blob(path: Path) -> Blob:
@@ -182,9 +192,11 @@ def _aggregate(
                     extras=opened(update.extras),
                     mask=opened(update.mask),
                     tensors=None if update.tensors is None else frozenset(update.tensors),
+                    start=stack.enter_context(local_path(start)) if start else None,
                 )
                 for update in updates
                 if update.blob is not None
+                for start in [_start(update)]
             ],
             out=out,
             strategy=strategy,

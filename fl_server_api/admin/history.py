@@ -9,6 +9,7 @@ from django.http import HttpRequest
 
 from fl_server_api.admin.base import HistoryAdmin, bytes_text, list_link
 from fl_server_core.models import (
+    ClientProfile,
     IdempotencyKey,
     LocalModel,
     Metric,
@@ -68,6 +69,8 @@ class TaskAdmin(HistoryAdmin[Task]):
         "kind",
         "number",
         "state",
+        "attempt",
+        "not_before",
         "failure",
         "progress",
         "created_at",
@@ -80,6 +83,22 @@ class TaskAdmin(HistoryAdmin[Task]):
     @admin.display(description="training", ordering="round__training__model__name")
     def model_name(self, task: Task) -> str:
         return task.round.training.model.name
+
+
+@admin.register(ClientProfile)
+class ClientProfileAdmin(HistoryAdmin[ClientProfile]):
+    list_display = ("user", "num_examples", "sdk_version", "joined_at")
+    list_select_related = ("user",)
+    search_fields = ("user__username",)
+    ordering = ("-joined_at",)
+    fields = (
+        "user",
+        "num_examples",
+        "capabilities",
+        "attributes",
+        "sdk_version",
+        "joined_at",
+    )
 
 
 @admin.register(LocalModel)
@@ -102,6 +121,8 @@ class LocalModelAdmin(HistoryAdmin[LocalModel]):
         "training",
         "round",
         "owner",
+        "trained_in",
+        "staleness",
         "sample_size",
         "state",
         "reason",

@@ -45,6 +45,11 @@ class ModelInput(Input):
     upload = serializers.CharField(
         required=False, help_text="Instead of model_file: the id of a finished upload of yours."
     )
+    initial_weights = serializers.ChoiceField(
+        ["client"],
+        required=False,
+        help_text="Instead of model_file: one of the training's clients is asked for the weights.",
+    )
     model_preprocessing_file = serializers.FileField(
         required=False, allow_empty_file=True, help_text=PREPROCESSING
     )

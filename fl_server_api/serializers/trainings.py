@@ -6,6 +6,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from fl_server_ai.services.trainings import training_notices
+from fl_server_api.serializers.clients import LackOutput, ShareOutput
 from fl_server_api.serializers.common import Finite, Input, Text
 from fl_server_api.serializers.models import MAX_INT
 from fl_server_core.lifecycle import TaskKind, TaskState
@@ -85,10 +86,13 @@ class TrainingDetail(TrainingOutput):
     local_models_arrived = serializers.IntegerField()
     local_models_expected = serializers.IntegerField()
     gaps = GapOutput(many=True)
+    missing = LackOutput(many=True)
+    shares = ShareOutput(many=True)
 
     class Meta(TrainingOutput.Meta):
         fields = [
             *TrainingOutput.Meta.fields, "local_models_arrived", "local_models_expected", "gaps",
+            "missing", "shares",
         ]  # fmt: skip
 
 
@@ -105,7 +109,7 @@ class ParticipationOutput(serializers.ModelSerializer[Task]):
     class Meta:
         model = Task
         fields = [
-            "user", "kind", "state", "failure", "progress", "created_at", "fetched_at",
+            "user", "kind", "state", "attempt", "failure", "progress", "created_at", "fetched_at",
             "progress_at", "finished_at",
         ]  # fmt: skip
 

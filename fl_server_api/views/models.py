@@ -11,6 +11,7 @@ from rest_framework.response import Response
 from fl_server_ai.services.ensembles import mean_create
 from fl_server_ai.services.models import (
     SAFETENSORS,
+    model_announce,
     model_prepared,
     weights_for,
     weights_open,
@@ -97,6 +98,8 @@ class ModelsView(View):
         body = parsed(ModelInput, request)
         if body["type"] == "MEAN":
             return create_once(request, lambda: _mean(request, body))
+        if body.get("initial_weights"):
+            return create_once(request, lambda: _announced(request, body))
         remembered = answered_before(request)  # the upload that it was made of is used up by now
         if remembered is not None:
             return remembered
@@ -119,6 +122,19 @@ class ModelsView(View):
                 request,
                 lambda: {"detail": "Model Upload Accepted", "model_id": str(create().pk)},
             )
+
+
+def _announced(request: Request, body: dict[str, Any]) -> dict[str, str]:
+    for name in ("model_file", "upload", "model_preprocessing_file"):
+        if body.get(name) is not None:
+            raise Invalid(f"initial_weights is instead of {name}", code="INITIAL_WEIGHTS")
+    model = model_announce(
+        owner=caller(request),
+        name=body["name"],
+        description=body["description"],
+        input_shape=body.get("input_shape") or None,
+    )
+    return {"detail": "Model Announced", "model_id": str(model.pk)}
 
 
 def _mean(request: Request, body: dict[str, Any]) -> dict[str, str]:

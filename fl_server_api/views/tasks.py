@@ -7,9 +7,11 @@ from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from fl_server_ai.services.joining import initial_submit
 from fl_server_ai.services.tasks import task_failure, task_progress, task_wait
 from fl_server_ai.services.updates import metrics_submit
 from fl_server_api.auth import caller
+from fl_server_api.files import model_file
 from fl_server_api.parsers import strict_json
 from fl_server_api.serializers.common import Detail
 from fl_server_api.serializers.models import UpdateCreated
@@ -100,9 +102,27 @@ class TaskResultView(View):
         metrics: dict[str, float | bytes] = dict(meta.get("metrics", {}))
         if task.kind == TaskKind.EVALUATE:
             return _measured(request, task, model_id, metrics, meta["num_examples"])
+        if task.kind == TaskKind.INITIAL_WEIGHTS:
+            return _initial(request, task, body)
         fields = {**body, "round": task.number, "sample_size": meta["num_examples"]}
         fields |= {key: meta[key] for key in ("num_steps", "base_version") if key in meta}
         return submit(request, model_id, fields, metrics)
+
+
+def _initial(request: Request, task: Task, body: dict[str, Any]) -> Response:
+    with model_file(request, body) as file:
+        task, created, digest = initial_submit(
+            task=task, owner=caller(request), file=file.staged_path, sha256=file.sha256
+        )
+    answer = {
+        "detail": f"Initial Weights Accepted, sha256 {digest}",
+        "update_id": task.pk,
+        "round": task.number,
+        "received": 1,
+        "needed": 1,
+        "deadline": None,
+    }
+    return Response(UpdateCreated(answer).data, status=201 if created else 200)
 
 
 def _measured(

@@ -15,6 +15,7 @@ from fl_server_ai.services.trainings import (
 from fl_server_api.auth import caller
 from fl_server_api.idempotency import create_once
 from fl_server_api.listing import listed, parameters
+from fl_server_api.serializers.clients import own_only
 from fl_server_api.serializers.common import Detail
 from fl_server_api.serializers.models import ANY_MODEL, GlobalModelOutput, LocalModelOutput
 from fl_server_api.serializers.trainings import (
@@ -32,11 +33,13 @@ from fl_server_core.models import Training
 from fl_server_core.selectors import (
     gaps,
     get_visible,
+    is_admin,
     local_models_visible_to,
     models_visible_to,
     rounds_visible_to,
     trainings_visible_to,
 )
+from fl_server_core.services.clients import training_missing, training_shares
 from fl_server_core.services.rounds import current_round, round_tally
 from fl_server_core.services.trainings import training_add_clients, training_delete
 
@@ -109,7 +112,11 @@ class TrainingView(View):
         members = [m for m in training.memberships.all() if m.removed_at is None]
         training.local_models_arrived = tally.done if tally else 0
         training.local_models_expected = tally.done + tally.open if tally else len(members)
-        training.gaps = gaps(training=training, visible_to=caller(request))
+        user = caller(request)
+        training.gaps = gaps(training=training, visible_to=user)
+        steers = user.pk == training.actor_id or is_admin(user)
+        training.missing = own_only(training_missing(training), user, all_of_them=steers)
+        training.shares = own_only(training_shares(training), user, all_of_them=steers)
         return Response(TrainingDetail(training).data)
 
     @extend_schema(operation_id="trainings_destroy", responses=answers({200: Detail}, 404, 409))

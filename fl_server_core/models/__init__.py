@@ -1,5 +1,6 @@
 """The tables: who takes part (users), what is trained (weights), and what happened (rounds, metrics)."""
 
+from fl_server_core.models.clients import ClientProfile
 from fl_server_core.models.events import TrainerEvent
 from fl_server_core.models.idempotency import IdempotencyKey
 from fl_server_core.models.inference import InferenceJob
@@ -16,6 +17,7 @@ from fl_server_core.models.weights import Blob, GlobalModel, MeanMember, ModelVe
 __all__ = [
     "ApiToken",
     "Blob",
+    "ClientProfile",
     "GlobalModel",
     "IdempotencyKey",
     "InferenceJob",

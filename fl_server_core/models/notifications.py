@@ -38,6 +38,7 @@ class Notification(models.Model):
     )
     type = models.CharField(max_length=32, choices=NotificationType)
     step = models.IntegerField(default=-1)  # the round in the body; below 0: it names none
+    asked = models.PositiveIntegerField(default=1)  # the task's attempt that it tells of
     body = models.JSONField(default=dict)
     state = models.CharField(
         max_length=16, choices=NotificationState, default=NotificationState.QUEUED
@@ -53,7 +54,8 @@ class Notification(models.Model):
         ordering = ["-id"]
         constraints = [
             models.UniqueConstraint(
-                fields=["training", "receiver", "type", "step"], name="one_notification_each"
+                fields=["training", "receiver", "type", "step", "asked"],
+                name="one_notification_each",
             ),
         ]
         indexes = [

@@ -29,6 +29,9 @@ class Round(models.Model):
     chain = models.JSONField(null=True, blank=True)
     started_at = models.DateTimeField(auto_now_add=True)
     deadline = models.DateTimeField(null=True, blank=True, db_index=True)  # of the current phase
+    extensions = models.PositiveIntegerField(
+        default=0
+    )  # how often the deadline was moved for want of updates
     finished_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
@@ -59,7 +62,12 @@ class Task(models.Model):
     continues = models.ForeignKey(
         "LocalModel", on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )
-    failure = models.TextField(blank=True)  # "CODE: text", as reported or found
+    # Counts up when a failed or expired part is asked for again (failure policy "wait").
+    attempt = models.PositiveIntegerField(default=1)
+    not_before = models.DateTimeField(null=True, blank=True)  # of the latest attempt
+    failure = models.TextField(
+        blank=True
+    )  # "CODE: text", as reported or found; of the last failed attempt
     progress = models.JSONField(null=True, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
     fetched_at = models.DateTimeField(null=True, blank=True)  # when the client was first told
@@ -114,6 +122,11 @@ class LocalModel(models.Model):
     )
     state = models.CharField(max_length=16, choices=UpdateState, default=UpdateState.RECEIVED)
     reason = models.TextField(blank=True)
+    # Of a late update: the round that it answers; `round` is the one that it counts in.
+    trained_in = models.ForeignKey(
+        Round, on_delete=models.CASCADE, null=True, blank=True, related_name="late_models"
+    )
+    staleness = models.PositiveIntegerField(default=0)  # versions between those two
     # In a daisy chain: what it went on from, and all samples since the last aggregation.
     continues = models.ForeignKey(
         "self", on_delete=models.SET_NULL, null=True, blank=True, related_name="continued_by"

@@ -52,6 +52,8 @@ class GlobalModel(models.Model):
     )
     # Lists of names for one and the same numbers: updates must agree on them.
     ties = models.JSONField(default=list, blank=True)
+    # Version 0 holds no tensors yet: the first participant who is asked for them sends them.
+    awaits_weights = models.BooleanField(default=False)
     current_version = models.ForeignKey(
         "ModelVersion", on_delete=models.PROTECT, null=True, blank=True, related_name="+"
     )

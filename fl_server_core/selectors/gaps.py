@@ -12,6 +12,13 @@ from fl_server_core.models import Task, Training, User
 from fl_server_core.selectors.visibility import users_visible_to
 
 CODE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+# Codes of parts that a round did not wait for: it had all it wanted; an older update came in its place;
+# a later round asks for the same.
+ROUND_FULL, LATE_COUNTS, SUPERSEDED = "ROUND_FULL", "LATE_COUNTS", "SUPERSEDED"
+NOT_MISSED = Q(failure__startswith=f"{ROUND_FULL}:") | Q(failure__startswith=f"{LATE_COUNTS}:")
+NOT_MISSED |= Q(failure__startswith=f"{SUPERSEDED}:")
+# Where parts outlive their rounds, an open one is not missing either.
+NOT_MISSED |= Q(state=TaskState.OPEN)
 ROUNDS_TOLD, MISSING_TOLD = 100, 20
 
 
@@ -50,8 +57,12 @@ def failure_code(failure: str) -> str:
 
 
 def gaps(*, training: Training, visible_to: User) -> list[Gap]:
-    """The newest 100 of them, oldest first; rounds that still collect are none yet."""
-    asked = Q(tasks__kind=TaskKind.TRAIN)
+    """The newest 100 of them, oldest first; rounds that still collect are none yet.
+
+    Who was not waited for because the round had all it wanted is not missing.
+    """
+    counts = Task.objects.filter(kind=TaskKind.TRAIN).exclude(NOT_MISSED)
+    asked = Q(tasks__in=counts)
     rounds = list(
         training.rounds.exclude(phase__in=OPEN_PHASES)
         .annotate(
@@ -64,7 +75,8 @@ def gaps(*, training: Training, visible_to: User) -> list[Gap]:
     )
     tasks: dict[int, list[Task]] = defaultdict(list)
     absent = Task.objects.filter(round__in=[r.pk for r in rounds], kind=TaskKind.TRAIN)
-    for task in absent.exclude(state=TaskState.DONE).order_by("created_at", "id"):
+    absent = absent.exclude(state=TaskState.DONE).exclude(NOT_MISSED)
+    for task in absent.order_by("created_at", "id"):
         if len(tasks[task.round_id]) < MISSING_TOLD:
             tasks[task.round_id].append(task)
     ids = {task.user_id for found in tasks.values() for task in found}

@@ -25,6 +25,7 @@ def model_create(
     preprocessing: Blob | None = None,
     template: Blob | None = None,
     ties: Iterable[Iterable[str]] = (),
+    awaits_weights: bool = False,
 ) -> GlobalModel:
     """Store a model with its uploaded weights as version `round`."""
     for blob in (weights, preprocessing, template):
@@ -41,6 +42,7 @@ def model_create(
         preprocessing=preprocessing,
         template=template,
         ties=[list(names) for names in ties],
+        awaits_weights=awaits_weights,
     )
     return _first_version(model, weights)
 
@@ -61,6 +63,7 @@ def model_clone(*, model: GlobalModel, owner: User) -> GlobalModel:
         template=model.template,
         ties=model.ties,
         statistics=model.statistics,
+        awaits_weights=model.awaits_weights,
     )
     return _first_version(copy, version.blob, parent=version)
 

@@ -2,8 +2,10 @@
 
 import uuid
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from django.db.models import Min
+from django.utils import timezone
 
 from fl_server_core.models import Notification, Task, Training, User
 from fl_server_core.models.notifications import NotificationType
@@ -38,9 +40,17 @@ def notifications_queue(
                 type=type,
                 step=known.get(user.pk, 0) - 1 if round is None else round,
                 body=body,
+                **_attempt(task_of.get(user.pk)),
             )
             for user in receivers
             if user.message_endpoint
         ],
         ignore_conflicts=True,
     )
+
+
+def _attempt(task: Task | None) -> dict[str, Any]:
+    """A part that is asked for again has another message, not before its time."""
+    if task is None:
+        return {}
+    return {"asked": task.attempt, "next_attempt_at": task.not_before or timezone.now()}

@@ -5,16 +5,17 @@ Every function that writes expects the training's row to be locked by the caller
 """
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from fl_server_core.exceptions import DuplicateUpdate, Invalid, NotPermitted, RoundClosed
 from fl_server_core.lifecycle import (
     OPEN_PHASES,
+    NotificationState,
     RoundPhase,
     TaskKind,
     TaskState,
@@ -28,6 +29,7 @@ from fl_server_core.models import (
     GlobalModel,
     LocalModel,
     Metric,
+    Notification,
     Participant,
     Round,
     Task,
@@ -35,11 +37,24 @@ from fl_server_core.models import (
     User,
 )
 from fl_server_core.models.notifications import NotificationType
+from fl_server_core.selectors.gaps import ROUND_FULL
+from fl_server_core.services.lateness import late_task
 from fl_server_core.services.metrics import Value, metrics_record, metrics_stored
 from fl_server_core.services.notifications import notifications_queue
+from fl_server_core.services.round_policy import (
+    RoundPolicy,
+    Standing,
+    pause_before,
+    policy_of,
+)
 from fl_server_core.services.trainings import participants_active
 
 MAX_SAMPLES = 2**31
+MESSAGES = {
+    TaskKind.TRAIN: NotificationType.UPDATE_ROUND_START,
+    TaskKind.SWAG: NotificationType.SWAG_ROUND_START,
+    TaskKind.EVALUATE: NotificationType.MODEL_TEST_ROUND,
+}
 # By the participant's id, the update that he goes on from; None: the global model.
 Starts = Mapping[uuid.UUID, LocalModel | None]
 
@@ -56,9 +71,25 @@ class Tally:
 def round_tally(round: Round, kind: TaskKind) -> Tally:
     """Count a round's tasks of `kind`."""
     states = list(round.tasks.filter(kind=kind).values_list("state", flat=True))
+    policy = policy_of(round.policy)
+    if kind == TaskKind.TRAIN and policy.takes_late:
+        return _tally_with_late(round, policy, states)
     return Tally(
         open=states.count(TaskState.OPEN), done=states.count(TaskState.DONE), total=len(states)
     )
+
+
+def _tally_with_late(round: Round, policy: RoundPolicy, states: list[str]) -> Tally:
+    """The same where updates count in later rounds: what is in are updates, not parts."""
+    counted = [UpdateState.ACCEPTED, UpdateState.CONSUMED]
+    done = LocalModel.objects.filter(round=round, state__in=counted).count()
+    waiting = states.count(TaskState.OPEN)
+    if policy.buffered:
+        waiting = Task.objects.filter(
+            round__training=round.training_id, kind=TaskKind.TRAIN, state=TaskState.OPEN
+        ).count()
+    lost = states.count(TaskState.FAILED) + states.count(TaskState.EXPIRED)
+    return Tally(open=waiting, done=done, total=done + waiting + lost)
 
 
 def current_round(training: Training) -> Round | None:
@@ -96,46 +127,10 @@ def tasks_ask(
     return tasks
 
 
-def round_open(
-    *,
-    training: Training,
-    seconds: float | None,
-    policy: Mapping[str, Any],
-    starts: Callable[[Sequence[User]], Starts] | None = None,
-) -> Round:
-    """Open the round that the model stands at and ask everybody who is in. Again: returns it as it is.
-
-    In a daisy chain `starts(users)` says which update each of them goes on from.
-    """
-    model = training.model
-    round, created = Round.objects.get_or_create(
-        training=training,
-        number=model.round,
-        defaults={
-            "base_version": model.weights,
-            "deadline": _deadline(seconds),
-            "policy": dict(policy),
-        },
-    )
-    if not created:
-        return round
-    users = participants_active(training)
-    begins = starts(users) if starts else None
-    if begins is not None:
-        round.chain = {str(pk): str(start.pk) if start else None for pk, start in begins.items()}
-        round.save(update_fields=["chain"])
-    tasks_ask(
-        round, users, TaskKind.TRAIN, round.number, NotificationType.UPDATE_ROUND_START, begins
-    )
-    if not any(user.message_endpoint for user in users):
-        move(round, RoundPhase.COLLECTING)
-    return round
-
-
 def evaluation_open(*, round: Round, seconds: float | None) -> None:
     """Ask everybody who is in to evaluate the round's result; the number is the one after the increment."""
     training = round.training
-    move(round, RoundPhase.TESTING, deadline=_deadline(seconds))
+    move(round, RoundPhase.TESTING, deadline=deadline_in(seconds))
     users = participants_active(training)
     tasks_ask(
         round,
@@ -146,7 +141,8 @@ def evaluation_open(*, round: Round, seconds: float | None) -> None:
     )
 
 
-def _deadline(seconds: float | None) -> datetime | None:
+def deadline_in(seconds: float | None) -> datetime | None:
+    """So many seconds from now; None is no deadline."""
     return None if seconds is None else timezone.now() + timedelta(seconds=seconds)
 
 
@@ -178,9 +174,9 @@ def update_replayed(
 ) -> LocalModel | None:
     """The stored update if this is the same one again: that is fine at any time, however late."""
     return LocalModel.objects.filter(
+        Q(trained_in__number=number) | Q(trained_in=None, round__number=number),
         training=training,
         owner=owner,
-        round__number=number,
         digest=digest,
         sample_size=sample_size,
         beside_digest=beside,
@@ -197,6 +193,9 @@ def update_check(*, training: Training, owner: User, number: int) -> Task:
         )
     round = current_round(training)
     if round is None or round.number != number or round.phase not in OPEN_PHASES:
+        late = round and late_task(training=training, owner=owner, number=number, current=round)
+        if late:
+            return late
         at = training.model.round
         raise RoundClosed(
             f"round {number} takes no updates; the training is at round {at}",
@@ -213,6 +212,9 @@ def update_check(*, training: Training, owner: User, number: int) -> Task:
     if task.state == TaskState.DONE:
         raise DuplicateUpdate(f"you have already sent another update for round {number}")
     if task.state != TaskState.OPEN:
+        late = late_task(training=training, owner=owner, number=number, current=round)
+        if late:
+            return late
         raise RoundClosed(
             f"your part in round {number} is {task.state}: {task.failure}",
             code="TASK_CLOSED",
@@ -267,7 +269,7 @@ def update_accept(
         extras=beside.extras,
         tensors=None if beside.tensors is None else list(beside.tensors),
         mask=beside.mask,
-        state=UpdateState.ACCEPTED,
+        state=UpdateState.ACCEPTED if _is_collecting(task) else UpdateState.RECEIVED,
         continues=task.continues,
         chain_samples=sample_size + (task.continues.chain_samples if task.continues else 0),
     )
@@ -279,7 +281,8 @@ def update_accept(
         metrics=metrics,
         sample_size=sample_size,
     )
-    move(task, TaskState.DONE, finished_at=timezone.now())
+    if task.state == TaskState.OPEN:
+        move(task, TaskState.DONE, finished_at=timezone.now())
     if task.round.phase == RoundPhase.NOTIFYING:
         move(task.round, RoundPhase.COLLECTING)
     return update, True
@@ -296,6 +299,11 @@ def updates_consume(updates: Sequence[LocalModel], *, delete: bool) -> list[int]
     gone = {"blob": None, "extras": None, "mask": None}
     move_all(updates, UpdateState.CONSUMED, **(gone if delete else {}))
     return blobs if delete else []
+
+
+def _is_collecting(task: Task) -> bool:
+    """Whether an update for this part counts in the part's own round."""
+    return task.state == TaskState.OPEN and task.round.phase in OPEN_PHASES
 
 
 def evaluation_repeated(
@@ -364,12 +372,97 @@ def task_fail(*, task: Task, code: str, text: str) -> None:
         move(task, TaskState.FAILED, failure=f"{code}: {text}"[:4000], finished_at=timezone.now())
 
 
+def round_standing(round: Round, kind: TaskKind) -> Standing:
+    """What `decide` looks at. Who has failed and was taken out since is none of those asked any more."""
+    tally = round_tally(round, kind)
+    overdue = round.deadline is not None and round.deadline <= timezone.now()
+    return Standing(
+        open=tally.open,
+        done=tally.done,
+        lost=_lost(round, kind).count(),
+        overdue=overdue,
+        required_missing=_required_missing(round, kind),
+        extensions=round.extensions,
+    )
+
+
+def _required_missing(round: Round, kind: TaskKind) -> int:
+    """How many of those who are required, and still in, have not delivered."""
+    required = policy_of(round.policy).required
+    if not required:
+        return 0
+    here = [user for user in participants_active(round.training) if str(user.pk) in required]
+    done = set(
+        round.tasks.filter(kind=kind, state=TaskState.DONE).values_list("user_id", flat=True)
+    )
+    if kind == TaskKind.TRAIN:  # a late update may be what came
+        done |= set(round.local_models.values_list("owner_id", flat=True))
+    return len({user.pk for user in here} - done)
+
+
+def _lost(round: Round, kind: TaskKind) -> QuerySet[Task]:
+    return round.tasks.filter(
+        kind=kind,
+        state__in=[TaskState.FAILED, TaskState.EXPIRED],
+        user__in=participants_active(round.training),
+    )
+
+
+def round_extend(round: Round, seconds: float) -> None:
+    """Move the deadline for want of updates; this is counted."""
+    round.extensions += 1
+    round.deadline = deadline_in(seconds)
+    round.save(update_fields=["extensions", "deadline"])
+
+
+def tasks_again(*, round: Round, kind: TaskKind) -> list[Task]:
+    """Ask those who failed or were late once more: the same part, its next attempt.
+
+    Who is late is asked at once; who said that it failed after a pause.
+    """
+    now = timezone.now()
+    asked = list(_lost(round, kind).select_related("user"))
+    for task in asked:
+        pause = 0.0 if task.state == TaskState.EXPIRED else pause_before(task.attempt)
+        move(
+            task,
+            TaskState.OPEN,
+            attempt=task.attempt + 1,
+            not_before=now + timedelta(seconds=pause),
+            fetched_at=None,
+            finished_at=None,
+            progress=None,
+            progress_at=None,
+        )
+    under_way = Notification.objects.filter(task__in=asked, state=NotificationState.QUEUED)
+    told = set(under_way.values_list("receiver_id", flat=True))
+    for number in {task.number for task in asked if kind in MESSAGES}:
+        notifications_queue(
+            training=round.training,
+            type=MESSAGES[kind],
+            receivers=[task.user for task in asked if task.user_id not in told],
+            round=number,
+            tasks=asked,
+        )
+    return asked
+
+
 def tasks_expire(*, round: Round) -> None:
     """End all open parts of a round whose deadline has passed."""
     move_all(
         round.tasks.filter(state=TaskState.OPEN),
         TaskState.EXPIRED,
         failure="DEADLINE: nothing arrived in time",
+        finished_at=timezone.now(),
+    )
+
+
+def tasks_close(*, round: Round) -> None:
+    """End the parts that are still open although the round has all that it wants."""
+    move_all(
+        round.tasks.filter(state=TaskState.OPEN),
+        TaskState.CANCELLED,
+        failure=f"{ROUND_FULL}: the round closed with the updates that came first",
         finished_at=timezone.now(),
     )
 

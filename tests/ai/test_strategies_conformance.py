@@ -17,10 +17,11 @@ from tests.ai.test_aggregation import random_models
 NAMES = list(STRATEGIES)
 MOVING = {
     "FedAvgM", "FedAdagrad", "FedAdam", "FedYogi", "FedDyn", "IIADMM", "FedSGD", "FedPM",
-    "qFedAvg",
+    "qFedAvg", "FedAsync",
 }  # fmt: skip
 UNIFORM = {
     "FedMedian", "TrimmedMean", "SCAFFOLD", "FedDyn", "FedDGGA", "IIADMM", "ICEADMM", "FedPM",
+    "FedBuff", "FedAsync",
 }  # fmt: skip
 COMPARING = {name for name in NAMES if STRATEGIES[name].needs_gram}
 N = 11

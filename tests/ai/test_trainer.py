@@ -14,7 +14,7 @@ from fl_server_ai.trainer.events import ModelTestFinished, TrainingRoundFinished
 from fl_server_ai.trainer.events.training_round_finished import follow_up
 from fl_server_ai.trainer.model_trainer import ModelTrainer
 from fl_server_ai.trainer.tasks import process_trainer_task
-from fl_server_core.exceptions import AggregationException, Invalid, NotAvailable, RoundClosed
+from fl_server_core.exceptions import AggregationException, Invalid, RoundClosed
 from fl_server_core.lifecycle import RoundPhase
 from fl_server_core.models import Blob, LocalModel, Metric, Notification, Round, TrainerEvent
 from fl_server_core.services.events import event_claim
@@ -310,7 +310,6 @@ def test_handling_a_test_event_early_changes_nothing() -> None:
     ("arguments", "error"),
     [
         ({"method": "FedDC"}, Invalid),
-        ({"method": "FedBuff"}, NotAvailable),
         ({"method": "NoSuch"}, Invalid),
         ({"uncertainty_options": {"N": 0}}, Invalid),
         ({"uncertainty": "ENSEMBLE", "uncertainty_options": {"weighting": "x"}}, Invalid),

@@ -23,6 +23,7 @@ from fl_server_core.lifecycle import RoundPhase, TaskState, TrainingState, move
 from fl_server_core.models import (
     ApiToken,
     Blob,
+    ClientProfile,
     GlobalModel,
     IdempotencyKey,
     LocalModel,
@@ -57,6 +58,7 @@ HISTORY: list[type[Model]] = [
     IdempotencyKey,
     Participant,
     SwagMoments,
+    ClientProfile,
     Upload,
     ModelStatistics,
 ]
@@ -149,6 +151,8 @@ def row(kind: type[Model], index: int) -> Model:
         )
     if kind is ModelStatistics:
         return ModelStatistics.objects.create(key=f"{index:064x}", result={"total_params": 1})
+    if kind is ClientProfile:
+        return ClientProfile.objects.create(user=user, attributes={"gpu": True}, num_examples=7)
     if kind is Metric:
         return Metric.objects.create(
             model=training.model, key="curve", step=0, reporter=user, value_binary=b"\x00" * 1234

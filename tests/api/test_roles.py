@@ -49,6 +49,7 @@ ALLOWED: dict[str, dict[str, set[str]]] = {
     "trainings/<str:pk>/models/": {"get": INSIDE},
     "trainings/<str:pk>/models/latest/": {"get": INSIDE},
     "trainings/<str:pk>/rounds/": {"get": INSIDE},
+    "clients/me/join/": {"post": {"outsider", "participant"}},
     "tasks/": {"get": ALL},
     "tasks/<str:pk>/progress/": {"post": {"participant"}},
     "tasks/<str:pk>/failure/": {"post": {"participant"}},

@@ -51,7 +51,6 @@ def test_a_training_is_created_started_and_seen(login) -> None:
     ("fields", "status", "code"),
     [
         ({"aggregation_method": "FedDC"}, 400, "BAD_OPTION"),
-        ({"aggregation_method": "FedBuff"}, 400, "NOT_AVAILABLE"),
         ({"aggregation_method": "nonsense"}, 400, "UNKNOWN_STRATEGY"),
         (
             {"uncertainty_method": "ENSEMBLE", "options": {"uncertainty": {"N": 0}}},

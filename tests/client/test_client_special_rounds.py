@@ -116,3 +116,57 @@ def test_a_collector_counts_floats_only_and_needs_a_step() -> None:
     assert set(found.first) == {"w"}
     np.testing.assert_array_equal(found.first["w"], [2.0, 2.0])
     np.testing.assert_array_equal(found.second["w"], [5.0, 5.0])
+
+
+def test_initial_weights_are_sent_to_their_own_task(server: FakeServer, tmp_path: Path) -> None:
+    class Beginner(Site):
+        def initial_weights(self, config: dict[str, Any], context: Context) -> dict[str, Any]:
+            return {"w": np.full(3, 2.5, np.float32)}
+
+    server.add_task("initial_weights", round=0, upload_url="/api/tasks/t/result/")
+    sent = []
+
+    def result(asked: Any) -> Reply:
+        sent.append(asked)
+        server.tasks.pop(0)
+        return Reply(201, {"detail": "ok"})
+
+    server.routes["POST", "/api/tasks/t/result/"] = result
+    run(Beginner(), server, tmp_path)
+
+    assert sent[0].form == {"meta": ['{"num_examples": 1}']}
+    assert load(sent[0].files["model_file"])["w"].tolist() == [2.5] * 3
+
+
+def test_a_client_without_initial_weights_says_so(
+    server: FakeServer, site: Site, tmp_path: Path
+) -> None:
+    server.add_task("initial_weights", round=0, upload_url="/api/tasks/t/result/")
+
+    run(site, server, tmp_path)
+
+    assert server.failures[0]["code"] == "INITIAL_WEIGHTS_NOT_IMPLEMENTED"
+
+
+def test_a_client_that_has_something_to_say_joins_before_it_works(
+    server: FakeServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Told(Site):
+        attributes = {"gpu": True}
+        num_examples = 400
+
+    said = []
+
+    def join(asked: Any) -> Reply:
+        said.append(asked.json)
+        lack = {"training": "t", "text": "gpu: 'A100' is required, it says True"}
+        return Reply(200, {"client": "c", "missing": [lack], "min_protocol": 1})
+
+    server.routes["POST", "/api/clients/me/join/"] = join
+    with caplog.at_level("WARNING", logger="fl.client"):
+        run(Told(), server, tmp_path)
+
+    assert said[0]["attributes"] == {"gpu": True}
+    assert said[0]["num_examples"] == 400
+    assert "train" in said[0]["capabilities"]
+    assert "cannot ask this site: gpu" in caplog.text

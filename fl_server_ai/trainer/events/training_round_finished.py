@@ -8,7 +8,7 @@ from fl_server_ai.services.training_options import TrainerOptions
 from fl_server_ai.trainer.events.base import ModelTrainerEvent
 from fl_server_ai.trainer.publishing import aggregate_round
 from fl_server_core.lifecycle import RoundPhase, move
-from fl_server_core.models import Round, Training
+from fl_server_core.models import GlobalModel, Round, Training
 from fl_server_core.models.trainings import UncertaintyMethod
 
 log = logging.getLogger("fl.server")
@@ -25,9 +25,13 @@ def follow_up(options: TrainerOptions, *, round: int, target: int) -> str:
     no                 yes                          test             test
     no                 no                           next round       test
     =================  ===========================  ===============  ==========
+
+    With `test_every` k, "yes" of the second column holds for every k-th round only.
     """
     at_target = round >= target
-    if not options.skip_model_tests and (options.model_test_after_each_round or at_target):
+    every = options.test_every or (target if options.buffered else 1)
+    each = options.model_test_after_each_round and round % every == 0
+    if not options.skip_model_tests and (each or at_target):
         return TEST
     return FINISH if at_target else ROUND
 
@@ -56,10 +60,25 @@ class TrainingRoundFinished(ModelTrainerEvent):
     def next(self) -> None:
         """A SWAG round where one is due; else test, open the next round or finish."""
         round = self.trainer.round
+        if round is not None and round.phase == RoundPhase.SKIPPED:
+            self._pass_over(round)
+            return
         if round is None or round.phase != RoundPhase.AGGREGATING or not round.result_version_id:
             return
         if swag_due(self.training, self.trainer.options):
             self.trainer.start_swag_round()
+        else:
+            self.follow(round)
+
+    def _pass_over(self, round: Round) -> None:
+        """The number of the round moves on, the model does not; only the last one may be tested."""
+        training = self.training
+        if training.model.round != round.number:
+            return
+        GlobalModel.objects.filter(pk=training.model_id).update(round=round.number + 1)
+        training.model.round = round.number + 1
+        if training.model.round < training.target_num_updates:
+            self.trainer.start_round()
         else:
             self.follow(round)
 
