@@ -295,6 +295,23 @@ def openapi() -> dict[str, Any]:
     return dict(generator().get_schema(request=None, public=True))
 
 
+# --- states -----------------------------------------------------------------------------------
+
+
+def state_pictures() -> dict[str, str]:
+    """One SVG for each table of moves that people ask about."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    from states import PICTURES, drawn
+
+    from fl_server_core.lifecycle import MOVES
+
+    return {
+        f"states-{kind.__name__}.svg": drawn(kind, moves)
+        for kind, moves in MOVES.items()
+        if kind.__name__ in PICTURES
+    }
+
+
 def main(folder: Path) -> None:
     sys.path.insert(0, str(ROOT))
     data = tempfile.mkdtemp(prefix="fl-docs-")
@@ -312,6 +329,7 @@ def main(folder: Path) -> None:
             "preprocessing.md": preprocessing_page(),
             "errors.md": errors_page(),
             "settings.md": settings_page(),
+            **state_pictures(),
         }
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in pages.items():

@@ -24,13 +24,40 @@ class Training:
         return f"Training({self.id!r})"
 
     def get(self) -> dict[str, Any]:
-        """`state` (I initial, O ongoing, S SWAG, C complete, E error), `round`, `reason` and more."""
+        """`state` (I initial, O ongoing, S SWAG, P paused, C complete, X cancelled, E error), `round`, `reason` and more."""
         fields: dict[str, Any] = self._transport.json("GET", f"trainings/{self.id}/")
         return fields
 
     def start(self) -> None:
         """Conflict if it has been started before."""
         self._transport.json("POST", f"trainings/{self.id}/start/")
+
+    def pause(self) -> None:
+        """Sites are asked for nothing until `resume`; deadlines stand still. Paused already: fine."""
+        self._steer("pause")
+
+    def resume(self) -> None:
+        """Go on where the pause began. Running already: fine."""
+        self._steer("resume")
+
+    def cancel(self) -> None:
+        """End it for good; `wait` then raises TrainingFailed. Cancelled already: fine."""
+        self._steer("cancel")
+
+    def retry(self) -> None:
+        """After an error: try the failed step again, with the updates that had been accepted.
+
+        Conflict if it would fail again at once, for example because too few sites take part.
+        """
+        self._steer("retry")
+
+    def extend(self, seconds: float) -> None:
+        """Let the current round, or test, last for `seconds` from now; never less than it has."""
+        self._steer("extend", {"seconds": seconds})
+
+    def _steer(self, verb: str, body: dict[str, Any] | None = None) -> None:
+        url = f"trainings/{self.id}/{verb}/"
+        self._transport.json("POST", url, body=body, repeatable=True)
 
     def add_clients(self, clients: Sequence[str]) -> None:
         """Who takes part already stays."""

@@ -18,6 +18,7 @@ from fl_server_api.guessing import Guesses
 from fl_server_core.models import User
 from fl_server_core.services.tokens import BadToken, token_user
 
+SEEN = timedelta(seconds=30)
 TOKEN = re.compile(r"[0-9a-f]{40}")
 
 
@@ -30,10 +31,10 @@ def caller(request: Request) -> User:
 
 
 def seen(user: User) -> User:
-    """Note, at most once a minute, that this user was here."""
+    """Note, at most once in 30 s, that this user was here."""
     now = timezone.now()
-    if user.last_seen_at is None or user.last_seen_at < now - timedelta(minutes=1):
-        stale = Q(last_seen_at=None) | Q(last_seen_at__lt=now - timedelta(minutes=1))
+    if user.last_seen_at is None or user.last_seen_at < now - SEEN:
+        stale = Q(last_seen_at=None) | Q(last_seen_at__lt=now - SEEN)
         User.objects.filter(stale, pk=user.pk).update(last_seen_at=now)
         user.last_seen_at = now
     return user

@@ -47,9 +47,7 @@ def listed(
     ordering: Sequence[str] = (),
 ) -> Response:
     """Filter, order and answer. An unknown value finds nothing; an unknown ordering is refused."""
-    for name, lookup in (filters or {}).items():
-        if name in request.query_params:
-            rows = _filtered(rows, lookup, request.query_params[name])
+    rows = filtered(request, rows, filters or {})
     order = request.query_params.get("ordering")
     if ordering and order:
         if order.removeprefix("-") not in ordering:
@@ -61,6 +59,16 @@ def listed(
         page = pages.paginate_queryset(rows, request)
         return pages.get_paginated_response(serializer(page, many=True, context=context).data)
     return Response(serializer(rows, many=True, context=context).data)
+
+
+def filtered(
+    request: Request, rows: QuerySet[Any, Any], filters: Mapping[str, str]
+) -> QuerySet[Any, Any]:
+    """Only what the query's parameters ask for."""
+    for name, lookup in filters.items():
+        if name in request.query_params:
+            rows = _filtered(rows, lookup, request.query_params[name])
+    return rows
 
 
 def _filtered(rows: QuerySet[Any, Any], lookup: str, value: str) -> QuerySet[Any, Any]:

@@ -89,10 +89,10 @@ MOVES: Mapping[type[models.TextChoices], Mapping[str, frozenset[str]]] = {
         T.INITIAL: frozenset({T.ONGOING, T.CANCELLED}),
         T.ONGOING: frozenset({T.SWAG_ROUND, T.PAUSED, T.COMPLETED, T.CANCELLED, T.ERROR}),
         T.SWAG_ROUND: frozenset({T.ONGOING, T.PAUSED, T.CANCELLED, T.ERROR}),
-        T.PAUSED: frozenset({T.ONGOING, T.CANCELLED}),
+        T.PAUSED: frozenset({T.ONGOING, T.SWAG_ROUND, T.CANCELLED, T.ERROR}),
         T.COMPLETED: frozenset(),
         T.CANCELLED: frozenset(),
-        T.ERROR: frozenset({T.ONGOING}),
+        T.ERROR: frozenset({T.ONGOING, T.SWAG_ROUND}),  # by a retry
     },
     RoundPhase: {
         R.NOTIFYING: frozenset({R.COLLECTING, R.AGGREGATING, R.SKIPPED, R.FAILED}),
@@ -102,16 +102,17 @@ MOVES: Mapping[type[models.TextChoices], Mapping[str, frozenset[str]]] = {
         R.TESTING: frozenset({R.DONE, R.FAILED}),
         R.DONE: frozenset(),
         R.SKIPPED: frozenset({R.TESTING, R.DONE, R.FAILED}),  # only of the last round
-        R.FAILED: frozenset(),
+        # By a retry, to where it failed.
+        R.FAILED: frozenset({R.COLLECTING, R.AGGREGATING, R.SWAG, R.TESTING}),
     },
     TaskState: {
         TaskState.OPEN: frozenset(
             {TaskState.DONE, TaskState.FAILED, TaskState.EXPIRED, TaskState.CANCELLED}
         ),
         TaskState.DONE: frozenset(),
-        TaskState.FAILED: frozenset({TaskState.OPEN}),
+        TaskState.FAILED: frozenset({TaskState.OPEN}),  # asked again if it is to have it after all
         TaskState.EXPIRED: frozenset({TaskState.OPEN}),
-        TaskState.CANCELLED: frozenset(),
+        TaskState.CANCELLED: frozenset({TaskState.OPEN}),
     },
     UpdateState: {
         U.RECEIVED: frozenset({U.ACCEPTED, U.REFUSED, U.QUARANTINED}),
@@ -124,7 +125,7 @@ MOVES: Mapping[type[models.TextChoices], Mapping[str, frozenset[str]]] = {
         EventState.PENDING: frozenset({EventState.RUNNING, EventState.FAILED}),
         EventState.RUNNING: frozenset({EventState.PENDING, EventState.DONE, EventState.FAILED}),
         EventState.DONE: frozenset(),
-        EventState.FAILED: frozenset(),
+        EventState.FAILED: frozenset({EventState.PENDING}),  # by a retry
     },
     NotificationState: {
         NotificationState.QUEUED: frozenset(

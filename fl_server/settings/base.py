@@ -179,6 +179,9 @@ FL_SWEEP_SECONDS = env_int("FL_SWEEP_SECONDS", 5, "Seconds between two sweeps of
 FL_ROUND_SECONDS = env_int(
     "FL_ROUND_SECONDS", 86_400, "Default of a training's `round_deadline`, in seconds."
 )
+FL_SILENT_SECONDS = env_int(
+    "FL_SILENT_SECONDS", 90, "After so many seconds without a request a site counts as silent."
+)
 FL_INFERENCE_WAIT = env_int(
     "FL_INFERENCE_WAIT", 20, "Seconds that `POST inference/` waits before it answers 202."
 )

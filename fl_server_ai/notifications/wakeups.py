@@ -167,11 +167,13 @@ def _look(name: str) -> None:
 
 
 def changed_since(moment: datetime) -> set[str]:
-    """Users who got a task since then, who were taken out, or whose training ended."""
+    """Users who got a task since then, who were taken out, or whose training ended or was steered."""
     fresh = Q(created_at__gte=moment) | Q(not_before__gte=moment, not_before__lte=timezone.now())
     asked = Task.objects.filter(fresh, state=TaskState.OPEN).order_by()
     ended = Participant.objects.filter(
-        Q(removed_at__gte=moment) | Q(training__finished_at__gte=moment)
+        Q(removed_at__gte=moment)
+        | Q(training__finished_at__gte=moment)
+        | Q(training__steered_at__gte=moment)
     )
     found = asked.values_list("user_id").union(ended.values_list("user_id"))
     return {str(pk) for (pk,) in found}

@@ -19,6 +19,7 @@ from fl_server_core.lifecycle import (
     NotificationState,
     RoundPhase,
     TaskKind,
+    TrainingState,
 )
 from fl_server_core.models import IdempotencyKey, Notification, Round, Task, TrainerEvent
 from fl_server_core.services import events, inference
@@ -94,7 +95,7 @@ def event_give_up(*, event: TrainerEvent, reason: str) -> None:
         training = training_locked(event.training_id)
         if not events.event_fail(event=event, error=reason):
             return
-        if training.state in RUNNING:
+        if training.state in RUNNING | {TrainingState.PAUSED}:
             round = Round.objects.get(pk=event.round_id)
             training_fail(training, round, reason)
 

@@ -9,8 +9,9 @@ from fl_server_ai.services.training_options import trainer_options
 from fl_server_ai.trainer.events.base import ModelTrainerEvent
 from fl_server_ai.trainer.options import TrainerOptions
 from fl_server_core.killpoints import committing
+from fl_server_core.lifecycle import TrainingState
 from fl_server_core.models import Round, TrainerEvent, Training
-from fl_server_core.services.events import event_finish
+from fl_server_core.services.events import event_finish, event_release
 from fl_server_core.services.rounds import current_round
 from fl_server_core.services.trainings import training_locked
 
@@ -76,12 +77,17 @@ class ModelTrainer:
             trainings.training_finish(training, round)
 
     def handle(self, event: ModelTrainerEvent | type[ModelTrainerEvent]) -> None:
-        """Do the event's work, then what follows; the claimed row is done in the same commit."""
+        """Do the event's work, then what follows; the claimed row is done in the same commit.
+
+        Paused meanwhile: what was worked on is published, and what follows waits in the row for the resume.
+        """
         current = event(self) if isinstance(event, type) else event
         current.handle()
         with committing("event.finish"):
-            self._locked()
-            if self.work is None or event_finish(event=self.work):
+            paused = self._locked().state == TrainingState.PAUSED
+            if self.work is not None and paused:
+                event_release(event=self.work, error="", spent=False)
+            elif self.work is None or event_finish(event=self.work):
                 current.next()
             else:
                 log.warning("%s of %s was taken over; nothing done", self.work.type, self.work.pk)

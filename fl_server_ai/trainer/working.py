@@ -11,7 +11,7 @@ from fl_server_ai.services.reconciler import event_give_up
 from fl_server_ai.trainer.events import EVENTS
 from fl_server_ai.trainer.model_trainer import ModelTrainer
 from fl_server_core.exceptions import AggregationException
-from fl_server_core.lifecycle import OPEN_PHASES
+from fl_server_core.lifecycle import OPEN_PHASES, TrainingState
 from fl_server_core.services.events import event_claim, event_release, event_renew
 
 log = logging.getLogger("fl.celery")
@@ -30,6 +30,10 @@ def event_work(event_id: int) -> None:
     where = f"training {work.training_id} round {work.round.number}"
     with lease_kept(partial(event_renew, event=work)):
         try:
+            if work.training.state == TrainingState.PAUSED:
+                log.info("%s: paused, %s waits", where, work.type)
+                event_release(event=work, error="", spent=False)
+                return
             if work.round.phase in OPEN_PHASES:
                 log.info("%s: still collecting, %s waits", where, work.type)
                 event_release(event=work, error="the round is not complete", spent=False)

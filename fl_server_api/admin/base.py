@@ -110,7 +110,7 @@ class ServiceAdmin(_Base[M]):
             return HttpResponseRedirect(back)
 
     def each(
-        self, request: HttpRequest, rows: Iterable[M], act: Callable[[M], None], done: str
+        self, request: HttpRequest, rows: Iterable[M], act: Callable[[M], object], done: str
     ) -> None:
         """Do `act` to every row; each refusal is a message of its own and stops nothing."""
         count = 0

@@ -8,6 +8,12 @@ from django.db.models import Count, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest
 
+from fl_server_ai.services.controls import (
+    training_cancel,
+    training_pause,
+    training_resume,
+    training_retry,
+)
 from fl_server_ai.services.training_options import options_validate
 from fl_server_ai.services.trainings import training_clients_remove, training_start
 from fl_server_api.admin import overview
@@ -16,6 +22,7 @@ from fl_server_api.admin.html import cell
 from fl_server_core.exceptions import DomainError, IllegalMove
 from fl_server_core.lifecycle import TrainingState
 from fl_server_core.models import Participant, Training, User
+from fl_server_core.services.blocked import blocked_on
 from fl_server_core.services.trainings import training_delete, training_locked
 
 BEFORE_START = ("target_num_updates", "options")
@@ -57,9 +64,12 @@ class TrainingAdmin(DeletedByService[Training]):
     list_select_related = ("model", "actor")
     search_fields = ("model__name", "actor__username", "aggregation_method", "=id", "=model__id")
     date_hierarchy = "created_at"
-    actions = ("start",)
+    actions = ("start", "pause", "resume", "cancel", "retry")
     fieldsets = (
-        (None, {"fields": ("state_text", "reason", "progress", "model_link", "actor", "see")}),
+        (
+            None,
+            {"fields": ("state_text", "waits", "reason", "progress", "model_link", "actor", "see")},
+        ),
         ("Who has sent, who is missing", {"fields": ("now", "people")}),
         ("How it goes", {"fields": ("curves", "past")}),
         (
@@ -78,7 +88,17 @@ class TrainingAdmin(DeletedByService[Training]):
         ),
         (
             "Record",
-            {"fields": ("id", "created_at", "started_at", "finished_at", "last_update")},
+            {
+                "fields": (
+                    "id",
+                    "created_at",
+                    "started_at",
+                    "finished_at",
+                    "last_update",
+                    "steered_at",
+                    "steered_by",
+                )
+            },
         ),
     )
 
@@ -129,6 +149,30 @@ class TrainingAdmin(DeletedByService[Training]):
         user = user_of(request)
         self.each(request, queryset, lambda row: training_start(training=row, user=user), "started")
 
+    @admin.action(description="Pause the selected trainings", permissions=["change"])
+    def pause(self, request: HttpRequest, queryset: QuerySet[Training]) -> None:
+        user = user_of(request)
+        self.each(request, queryset, lambda row: training_pause(training=row, user=user), "paused")
+
+    @admin.action(description="Resume the selected trainings", permissions=["change"])
+    def resume(self, request: HttpRequest, queryset: QuerySet[Training]) -> None:
+        user = user_of(request)
+        self.each(
+            request, queryset, lambda row: training_resume(training=row, user=user), "resumed"
+        )
+
+    @admin.action(description="Cancel the selected trainings for good", permissions=["change"])
+    def cancel(self, request: HttpRequest, queryset: QuerySet[Training]) -> None:
+        user = user_of(request)
+        self.each(
+            request, queryset, lambda row: training_cancel(training=row, user=user), "cancelled"
+        )
+
+    @admin.action(description="Retry the selected trainings that failed", permissions=["change"])
+    def retry(self, request: HttpRequest, queryset: QuerySet[Training]) -> None:
+        user = user_of(request)
+        self.each(request, queryset, lambda row: training_retry(training=row, user=user), "retried")
+
     @admin.display(description="model", ordering="model__name")
     def model_name(self, training: Training) -> str:
         return training.model.name
@@ -156,6 +200,11 @@ class TrainingAdmin(DeletedByService[Training]):
     @admin.display(description="clients", ordering="_members")
     def members(self, training: Training) -> int:
         return int(getattr(training, "_members", 0))
+
+    @admin.display(description="waits for")
+    def waits(self, training: Training) -> str:
+        found = blocked_on(training=training, visible_to=training.actor)
+        return found.text if found else "-"
 
     @admin.display(description="see also")
     def see(self, training: Training) -> Any:

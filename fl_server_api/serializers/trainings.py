@@ -9,10 +9,11 @@ from fl_server_ai.services.trainings import training_notices
 from fl_server_api.serializers.clients import LackOutput, ShareOutput
 from fl_server_api.serializers.common import Finite, Input, Text
 from fl_server_api.serializers.models import MAX_INT
-from fl_server_core.lifecycle import TaskKind, TaskState
-from fl_server_core.models import Round, Task, Training
+from fl_server_api.serializers.results import BlockedOutput
+from fl_server_core.lifecycle import TaskState, TrainingState
+from fl_server_core.models import Training
 from fl_server_core.models.trainings import UncertaintyMethod
-from fl_server_core.selectors import failure_code, is_admin
+from fl_server_core.selectors import OUTCOMES, outcome
 
 
 class TrainingInput(Input):
@@ -41,15 +42,21 @@ class TrainingOutput(serializers.ModelSerializer[Training]):
     current_version = serializers.IntegerField(source="model.weights.number")
     options = serializers.DictField()
     notices = serializers.SerializerMethodField()
+    outcome = serializers.SerializerMethodField()
 
     class Meta:
         model = Training
         fields = [
-            "id", "model", "actor", "participants", "state", "reason", "round",
+            "id", "model", "actor", "participants", "state", "outcome", "reason", "round",
             "target_num_updates", "current_version", "metric_names", "uncertainty_method",
             "aggregation_method", "options", "created_at", "started_at", "finished_at",
             "last_update", "notices",
         ]  # fmt: skip
+
+    @extend_schema_field(serializers.ChoiceField(OUTCOMES, allow_null=True))
+    def get_outcome(self, training: Training) -> str | None:
+        """How it ended; `completed_with_gaps`: some round went on without somebody, see `gaps`."""
+        return outcome(training)
 
     @extend_schema_field(serializers.ListField(child=serializers.CharField()))
     def get_notices(self, training: Training) -> list[str]:
@@ -88,67 +95,39 @@ class TrainingDetail(TrainingOutput):
     gaps = GapOutput(many=True)
     missing = LackOutput(many=True)
     shares = ShareOutput(many=True)
+    blocked_on = BlockedOutput(allow_null=True)
 
     class Meta(TrainingOutput.Meta):
         fields = [
             *TrainingOutput.Meta.fields, "local_models_arrived", "local_models_expected", "gaps",
             "missing", "shares",
+            "blocked_on",
         ]  # fmt: skip
+
+
+class ControlOutput(serializers.Serializer[Any]):
+    detail = serializers.CharField()
+    state = serializers.ChoiceField(TrainingState.choices)
+
+
+class ExtendInput(Input):
+    """One of the two."""
+
+    guards_typos = True
+
+    deadline = serializers.DateTimeField(required=False)
+    seconds = Finite(required=False, min_value=0.0, max_value=31_622_400.0)
+
+
+class ExtendOutput(ControlOutput):
+    deadline = serializers.DateTimeField(allow_null=True)
+    remaining = serializers.FloatField(
+        allow_null=True, help_text="While paused: the seconds that will be left after the resume."
+    )
 
 
 class ClientsInput(Input):
     clients = serializers.ListField(child=serializers.UUIDField(), max_length=100_000)
-
-
-class ParticipationOutput(serializers.ModelSerializer[Task]):
-    """One participant's part in a round.
-
-    `progress`, and of `failure` all but the code, are for that participant, the actor and admins.
-    """
-
-    class Meta:
-        model = Task
-        fields = [
-            "user", "kind", "state", "attempt", "failure", "progress", "created_at", "fetched_at",
-            "progress_at", "finished_at",
-        ]  # fmt: skip
-
-    def to_representation(self, instance: Task) -> dict[str, Any]:
-        """What a site says about its work may name its files or patients: other sites don't read it."""
-        data = super().to_representation(instance)
-        viewer = self.context["request"].user
-        own = viewer.pk in {instance.user_id, instance.round.training.actor_id}
-        if not own and not is_admin(viewer):
-            data["failure"] = failure_code(instance.failure)
-            data["progress"] = None
-        return data
-
-
-class RoundOutput(serializers.ModelSerializer[Round]):
-    participation = ParticipationOutput(source="tasks", many=True)
-    base_version = serializers.IntegerField(source="base_version.number")
-    result_version = serializers.SerializerMethodField()
-    asked = serializers.SerializerMethodField()
-    received = serializers.SerializerMethodField()
-
-    class Meta:
-        model = Round
-        fields = [
-            "number", "phase", "asked", "received", "reason", "policy", "warnings", "base_version", "result_version",
-            "started_at", "deadline", "finished_at", "participation",
-        ]  # fmt: skip
-
-    def get_asked(self, round: Round) -> int:
-        """How many were asked for an update."""
-        return sum(task.kind == TaskKind.TRAIN for task in round.tasks.all())
-
-    def get_received(self, round: Round) -> int:
-        """How many updates are in; fewer than asked for, once the round has gone on: see `participation`."""
-        done = [task for task in round.tasks.all() if task.state == TaskState.DONE]
-        return sum(task.kind == TaskKind.TRAIN for task in done)
-
-    def get_result_version(self, round: Round) -> int | None:
-        return round.result_version.number if round.result_version else None
 
 
 class TaskAnswer(serializers.Serializer[Any]):

@@ -20,7 +20,6 @@ from fl_server_api.serializers.common import Detail
 from fl_server_api.serializers.models import ANY_MODEL, GlobalModelOutput, LocalModelOutput
 from fl_server_api.serializers.trainings import (
     ClientsInput,
-    RoundOutput,
     TrainingCreated,
     TrainingDetail,
     TrainingInput,
@@ -36,9 +35,10 @@ from fl_server_core.selectors import (
     is_admin,
     local_models_visible_to,
     models_visible_to,
-    rounds_visible_to,
     trainings_visible_to,
+    with_gaps,
 )
+from fl_server_core.services.blocked import blocked_on
 from fl_server_core.services.clients import training_missing, training_shares
 from fl_server_core.services.rounds import current_round, round_tally
 from fl_server_core.services.trainings import training_add_clients, training_delete
@@ -63,7 +63,7 @@ class TrainingsView(View):
     )
     def get(self, request: Request) -> Response:
         """The trainings that you started or take part in."""
-        rows = trainings_visible_to(caller(request))
+        rows = with_gaps(trainings_visible_to(caller(request)))
         rows = rows.select_related("model__current_version").prefetch_related("memberships")
         return listed(request, rows, TrainingOutput, filters=FILTERS, ordering=ORDERING)
 
@@ -114,6 +114,7 @@ class TrainingView(View):
         training.local_models_expected = tally.done + tally.open if tally else len(members)
         user = caller(request)
         training.gaps = gaps(training=training, visible_to=user)
+        training.blocked_on = blocked_on(training=training, visible_to=user)
         steers = user.pk == training.actor_id or is_admin(user)
         training.missing = own_only(training_missing(training), user, all_of_them=steers)
         training.shares = own_only(training_shares(training), user, all_of_them=steers)
@@ -198,18 +199,3 @@ class TrainingLatestModelsView(TrainingModelsView):
     def get(self, request: Request, pk: str) -> Response:
         """The global model, then the newest update of each participant that you may see."""
         return super().get(request, pk)
-
-
-class TrainingRoundsView(View):
-    """A training's rounds."""
-
-    @extend_schema(
-        operation_id="trainings_rounds",
-        parameters=parameters({}),
-        responses=answers({200: RoundOutput(many=True)}, 404),
-    )
-    def get(self, request: Request, pk: str) -> Response:
-        """Each round with who was asked, and what became of it."""
-        rows = rounds_visible_to(caller(request)).filter(training=_training(request, pk))
-        rows = rows.select_related("base_version", "result_version").prefetch_related("tasks")
-        return listed(request, rows, RoundOutput)

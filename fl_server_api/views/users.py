@@ -34,6 +34,7 @@ from fl_server_core.selectors import (
     is_admin,
     trainings_visible_to,
     users_visible_to,
+    with_gaps,
 )
 from fl_server_core.services.tokens import token_issue, token_revoke, webhook_secret
 from fl_server_core.services.users import user_register
@@ -129,7 +130,7 @@ class MyTrainingsView(View):
     )
     def get(self, request: Request) -> Response:
         """The trainings that you started or take part in."""
-        rows = trainings_visible_to(caller(request))
+        rows = with_gaps(trainings_visible_to(caller(request)))
         rows = rows.select_related("model__current_version").prefetch_related("memberships")
         return listed(request, rows, TrainingOutput)
 

@@ -29,9 +29,8 @@ class Round(models.Model):
     chain = models.JSONField(null=True, blank=True)
     started_at = models.DateTimeField(auto_now_add=True)
     deadline = models.DateTimeField(null=True, blank=True, db_index=True)  # of the current phase
-    extensions = models.PositiveIntegerField(
-        default=0
-    )  # how often the deadline was moved for want of updates
+    extensions = models.PositiveIntegerField(default=0)  # of the deadline, for want of updates
+    remaining = models.FloatField(null=True, blank=True)  # seconds left of it, while paused
     finished_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:

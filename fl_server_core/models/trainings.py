@@ -47,6 +47,11 @@ class Training(models.Model):
     started_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
     last_update = models.DateTimeField(auto_now=True)
+    # Who last paused, resumed, cancelled or retried it; null for an account that is gone.
+    steered_at = models.DateTimeField(null=True, blank=True)
+    steered_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
 
     class Meta:
         ordering = ["-created_at"]

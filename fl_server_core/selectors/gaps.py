@@ -1,17 +1,16 @@
 """Rounds that got fewer updates than they asked for, and why each missing one is missing."""
 
-import re
 import uuid
 from collections import defaultdict
 from dataclasses import dataclass
 
-from django.db.models import Count, Q
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet
 
-from fl_server_core.lifecycle import OPEN_PHASES, TaskKind, TaskState
+from fl_server_core.lifecycle import OPEN_PHASES, TaskKind, TaskState, TrainingState
 from fl_server_core.models import Task, Training, User
+from fl_server_core.selectors.parts import failure_code
 from fl_server_core.selectors.visibility import users_visible_to
 
-CODE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 # Codes of parts that a round did not wait for: it had all it wanted; an older update came in its place;
 # a later round asks for the same.
 ROUND_FULL, LATE_COUNTS, SUPERSEDED = "ROUND_FULL", "LATE_COUNTS", "SUPERSEDED"
@@ -19,6 +18,8 @@ NOT_MISSED = Q(failure__startswith=f"{ROUND_FULL}:") | Q(failure__startswith=f"{
 NOT_MISSED |= Q(failure__startswith=f"{SUPERSEDED}:")
 # Where parts outlive their rounds, an open one is not missing either.
 NOT_MISSED |= Q(state=TaskState.OPEN)
+OUTCOMES = ("completed", "completed_with_gaps", "cancelled", "failed")
+ENDS = {TrainingState.CANCELLED: "cancelled", TrainingState.ERROR: "failed"}
 ROUNDS_TOLD, MISSING_TOLD = 100, 20
 
 
@@ -50,10 +51,25 @@ class Gap:
         return f"round {self.round}: {self.received} of {self.asked} sites ({', '.join(who)})"
 
 
-def failure_code(failure: str) -> str:
-    """The code of "CODE: text"; what a site says after it is not for everybody."""
-    code = failure.partition(":")[0]
-    return code if CODE.fullmatch(code) else ""
+def with_gaps(trainings: QuerySet[Training]) -> QuerySet[Training]:
+    """Say of each whether it has any, so that `outcome` needn't ask."""
+    return trainings.annotate(_has_gaps=Exists(_missing().filter(round__training=OuterRef("pk"))))
+
+
+def _missing() -> QuerySet[Task]:
+    asked = Task.objects.filter(kind=TaskKind.TRAIN).exclude(state=TaskState.DONE)
+    asked = asked.exclude(NOT_MISSED)
+    return asked.exclude(round__phase__in=OPEN_PHASES)
+
+
+def outcome(training: Training) -> str | None:
+    """How a training ended, one of `OUTCOMES`; None while it has not."""
+    if training.state != TrainingState.COMPLETED:
+        return ENDS.get(TrainingState(training.state))
+    gaps = getattr(training, "_has_gaps", None)
+    if gaps is None:
+        gaps = _missing().filter(round__training=training).exists()
+    return "completed_with_gaps" if gaps else "completed"
 
 
 def gaps(*, training: Training, visible_to: User) -> list[Gap]:

@@ -12,6 +12,7 @@ from fl_server_core.models import (
     InferenceJob,
     LocalModel,
     Metric,
+    ModelVersion,
     Notification,
     Participant,
     Round,
@@ -95,6 +96,12 @@ def rounds_visible_to(user: User) -> QuerySet[Round]:
     if is_admin(user):
         return rounds
     return rounds.filter(Q(training__actor=user) | _takes_part(user, "training"))
+
+
+def versions_visible_to(user: User) -> QuerySet[ModelVersion]:
+    """Those of the models that one sees."""
+    models = models_visible_to(user).values("pk").order_by()
+    return ModelVersion.objects.filter(model__in=models).select_related("blob", "parent")
 
 
 def tasks_visible_to(user: User) -> QuerySet[Task]:

@@ -7,7 +7,7 @@ from django.db.models import Case, F, Q, When
 from django.utils import timezone
 
 from fl_server_core.killpoints import reached
-from fl_server_core.lifecycle import EventState
+from fl_server_core.lifecycle import EventState, TrainingState
 from fl_server_core.models import TrainerEvent
 
 BACK_OFF = (2.0, 10.0, 30.0, 60.0)  # seconds before the second, third, ... attempt
@@ -99,9 +99,10 @@ def event_fail(*, event: TrainerEvent, error: str) -> bool:
 
 
 def events_waiting() -> list[TrainerEvent]:
-    """What could be claimed now, attempts left or not, oldest first."""
+    """What could be claimed now, attempts left or not, oldest first. A paused training's work waits."""
     return list(
         TrainerEvent.objects.filter(_claimable())
+        .exclude(training__state=TrainingState.PAUSED)
         .select_related("training__model", "round")
         .order_by("created_at")
     )

@@ -146,6 +146,15 @@ class RoundPolicy:
             "le": 86_400,
         },
     )
+    progress_extends: float = field(
+        default=1.0,
+        metadata={
+            "doc": "At its deadline a phase goes on for sites that report progress, at most for so many "
+            "times its length. 0: a deadline is a deadline.",
+            "ge": 0.0,
+            "le": 1_000.0,
+        },
+    )
 
     mode: str | None = field(
         default=None,

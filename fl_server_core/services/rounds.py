@@ -5,7 +5,7 @@ Every function that writes expects the training's row to be locked by the caller
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -38,6 +38,7 @@ from fl_server_core.models import (
 )
 from fl_server_core.models.notifications import NotificationType
 from fl_server_core.selectors.gaps import ROUND_FULL
+from fl_server_core.services.heartbeats import phase_end
 from fl_server_core.services.lateness import late_task
 from fl_server_core.services.metrics import Value, metrics_record, metrics_stored
 from fl_server_core.services.notifications import notifications_queue
@@ -184,8 +185,11 @@ def update_replayed(
 
 
 def update_check(*, training: Training, owner: User, number: int) -> Task:
-    """The open task that an update for this round would finish, or the reason why there is none."""
-    if training.state != TrainingState.ONGOING:
+    """The open task that an update for this round would finish, or the reason why there is none.
+
+    A pause takes updates: who has worked for hours does not lose them, and the round goes on with them.
+    """
+    if training.state not in {TrainingState.ONGOING, TrainingState.PAUSED}:
         raise RoundClosed(
             f"training {training.pk} is {training.get_state_display()}; it takes no updates",
             code="TRAINING_NOT_RUNNING",
@@ -375,7 +379,8 @@ def task_fail(*, task: Task, code: str, text: str) -> None:
 def round_standing(round: Round, kind: TaskKind) -> Standing:
     """What `decide` looks at. Who has failed and was taken out since is none of those asked any more."""
     tally = round_tally(round, kind)
-    overdue = round.deadline is not None and round.deadline <= timezone.now()
+    end = round_end(round, kind)
+    overdue = end is not None and end <= timezone.now()
     return Standing(
         open=tally.open,
         done=tally.done,
@@ -400,6 +405,21 @@ def _required_missing(round: Round, kind: TaskKind) -> int:
     return len({user.pk for user in here} - done)
 
 
+def round_end(round: Round, kind: TaskKind) -> datetime | None:
+    """When the deadline takes effect; later than it says while participants who are at work say so."""
+    if round.deadline is None or round.deadline > timezone.now():
+        return round.deadline
+    parts = list(round.tasks.filter(kind=kind, state=TaskState.OPEN))
+    return phase_end(
+        deadline=round.deadline,
+        asked_at=min(
+            (part.not_before or part.created_at for part in parts), default=round.deadline
+        ),
+        heartbeats=[part.progress_at for part in parts if part.progress_at is not None],
+        extends=policy_of(round.policy).progress_extends,
+    )
+
+
 def _lost(round: Round, kind: TaskKind) -> QuerySet[Task]:
     return round.tasks.filter(
         kind=kind,
@@ -420,15 +440,37 @@ def tasks_again(*, round: Round, kind: TaskKind) -> list[Task]:
 
     Who is late is asked at once; who said that it failed after a pause.
     """
-    now = timezone.now()
     asked = list(_lost(round, kind).select_related("user"))
+    _ask_again(
+        round,
+        kind,
+        asked,
+        lambda task: 0.0 if task.state == TaskState.EXPIRED else pause_before(task.attempt),
+    )
+    return asked
+
+
+def tasks_reopen(*, round: Round, kind: TaskKind) -> list[Task]:
+    """For a retry: ask everybody at once whose part ended without an answer and who is in; what is done stays."""
+    closed = [TaskState.FAILED, TaskState.EXPIRED, TaskState.CANCELLED]
+    missing = round.tasks.filter(
+        kind=kind, state__in=closed, user__in=participants_active(round.training)
+    )
+    asked = list(missing.select_related("user"))
+    _ask_again(round, kind, asked, lambda task: 0.0)
+    return asked
+
+
+def _ask_again(
+    round: Round, kind: TaskKind, asked: list[Task], pause: Callable[[Task], float]
+) -> None:
+    now = timezone.now()
     for task in asked:
-        pause = 0.0 if task.state == TaskState.EXPIRED else pause_before(task.attempt)
         move(
             task,
             TaskState.OPEN,
             attempt=task.attempt + 1,
-            not_before=now + timedelta(seconds=pause),
+            not_before=now + timedelta(seconds=pause(task)),
             fetched_at=None,
             finished_at=None,
             progress=None,
@@ -444,7 +486,6 @@ def tasks_again(*, round: Round, kind: TaskKind) -> list[Task]:
             round=number,
             tasks=asked,
         )
-    return asked
 
 
 def tasks_expire(*, round: Round) -> None:

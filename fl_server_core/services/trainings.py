@@ -76,17 +76,21 @@ def training_create(
     return training
 
 
-def _may_steer(training: Training, user: User) -> None:
+def may_steer(training: Training, user: User) -> None:
+    """Raise `NotPermitted` for anybody but the actor and admins."""
     if training.actor_id != user.pk and not user.is_superuser:
         raise NotPermitted("only the actor of a training may do this")
 
 
 @transaction.atomic
 def training_add_clients(*, training: Training, user: User, clients: Sequence[uuid.UUID]) -> None:
-    """Let clients take part from the next round on; those who are in already stay as they are."""
-    _may_steer(training, user)
+    """Let clients take part from the next round on; those who are in already stay as they are.
+
+    Also in ERROR: a retry asks those again who had a part in the failed round and are in.
+    """
+    may_steer(training, user)
     training = training_locked(training.pk)
-    if training.state in TERMINAL_TRAINING_STATES:
+    if training.state in TERMINAL_TRAINING_STATES - {TrainingState.ERROR}:
         raise Conflict(
             f"training {training.pk} has ended", code="ILLEGAL_STATE", state=training.state
         )
@@ -108,7 +112,7 @@ def training_drop_clients(
 
     The caller then asks whether the round is complete without them.
     """
-    _may_steer(training, user)
+    may_steer(training, user)
     training = training_locked(training.pk)
     users = _users(clients, User.objects.all())  # also those who were deactivated meanwhile
     members = Participant.objects.filter(training=training, user__in=users, removed_at=None)
@@ -161,7 +165,7 @@ def training_delete(*, training: Training, user: User) -> None:
 
     A MEAN model that has one of its updates as a member is in the way: `Conflict` (MODEL_IN_USE).
     """
-    _may_steer(training, user)
+    may_steer(training, user)
     training = training_locked(training.pk)
     if training.state not in TERMINAL_TRAINING_STATES | {TrainingState.INITIAL}:
         raise Conflict(

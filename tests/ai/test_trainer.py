@@ -9,6 +9,7 @@ from django.utils import timezone
 
 from fl_server_ai.services.reconciler import sweep
 from fl_server_ai.services.training_options import TrainerOptions
+from fl_server_ai.services.trainings import training_create, training_start
 from fl_server_ai.trainer import publishing
 from fl_server_ai.trainer.events import ModelTestFinished, TrainingRoundFinished
 from fl_server_ai.trainer.events.training_round_finished import follow_up
@@ -334,3 +335,28 @@ def test_mu_reaches_the_clients() -> None:
     running = scene(method="FedProx", mu=1, client_config={"epochs": 2})
 
     assert client_config(running.training) == {"mu": 1, "epochs": 2}
+
+
+def test_the_next_training_runs_after_one_that_lost_its_workers() -> None:
+    running = scene(rounds=1, skip_model_tests=True)
+    event = complete(running)
+    for _ in range(3):
+        event_claim(event_id=event.pk)
+        expire(event)
+    following = training_create(
+        actor=running.actor,
+        model=running.model,
+        target_num_updates=1,
+        aggregation_method="FedAvg",
+        options={"skip_model_tests": True},
+        clients=[site.pk for site in running.sites.values()],
+    )
+    sweep()
+    assert running.now.state == "E"
+
+    training_start(training=following, user=running.actor)
+    another = Scene(running.actor, running.sites, following.model, following)
+    complete(another)
+    another.work()
+
+    assert another.now.state == "C"

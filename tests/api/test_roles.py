@@ -46,9 +46,17 @@ ALLOWED: dict[str, dict[str, set[str]]] = {
     "trainings/<str:pk>/": {"get": INSIDE, "delete": OWNER},
     "trainings/<str:pk>/clients/": {"put": INSIDE, "delete": INSIDE},
     "trainings/<str:pk>/start/": {"post": OWNER},
+    **{
+        f"trainings/<str:pk>/{verb}/": {"post": OWNER}
+        for verb in ("pause", "resume", "cancel", "retry")
+    },
+    "trainings/<str:pk>/extend/": {"post": INSIDE},  # the body is read first
     "trainings/<str:pk>/models/": {"get": INSIDE},
     "trainings/<str:pk>/models/latest/": {"get": INSIDE},
-    "trainings/<str:pk>/rounds/": {"get": INSIDE},
+    **{
+        f"trainings/<str:pk>/{name}/": {"get": INSIDE}
+        for name in ("rounds", "metrics", "versions", "events")
+    },
     "clients/me/join/": {"post": {"outsider", "participant"}},
     "tasks/": {"get": ALL},
     "tasks/<str:pk>/progress/": {"post": {"participant"}},

@@ -4,11 +4,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
 from fl_server_ai.aggregation import STRATEGIES
 from fl_server_ai.uncertainty import UNCERTAINTY
+from fl_server_core.lifecycle import MOVES, NotificationState
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md")]
@@ -49,3 +51,17 @@ def test_the_reference_is_made_of_what_the_code_says(tmp_path: Path) -> None:
             r"^```{include} _generated/(\S+)", included.read_text(), re.MULTILINE
         ):
             assert page(name)
+
+
+def test_every_state_has_its_place_in_the_pictures(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, ROOT / "docs" / "generate.py", tmp_path], check=True)
+    shown = (ROOT / "docs/explanation/life-of-a-round.md").read_text()
+
+    for kind, moves in MOVES.items():
+        picture = tmp_path / f"states-{kind.__name__}.svg"
+        if kind is NotificationState:  # of interest to nobody but the deliverer
+            continue
+        assert f"_generated/{picture.name}" in shown
+        drawn = ET.parse(picture).getroot()  # noqa: S314 - our own file
+        arrows = [e for e in drawn.iter() if e.get("marker-end")]
+        assert len(arrows) == sum(len(targets) for targets in moves.values())
