@@ -143,6 +143,13 @@ class LocalModel(models.Model):
                 condition=models.Q(sample_size__gte=1), name="at_least_one_sample"
             ),
         ]
+        indexes = [
+            models.Index(
+                fields=["training", "created_at"],
+                condition=models.Q(state="received"),
+                name="updates_that_wait",
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.round}: update of {self.owner}"
