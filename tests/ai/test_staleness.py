@@ -42,7 +42,7 @@ def step(tmp_path: Path, name: str, x, arrivals, dtype=np.float64, **options) ->
     updates = [
         UpdateFile(
             write(tmp_path / f"update-{index}", model, dtype),
-            UpdateMeta(f"site-{index}", 1 + index, s, discount("polynomial", s)),
+            UpdateMeta(f"site-{index}", 1 + index, staleness=s, discount=discount("polynomial", s)),
             start=None if start is None else write(tmp_path / f"start-{index}", start, dtype),
         )
         for index, (model, start, s) in enumerate(arrivals)
@@ -131,7 +131,9 @@ def test_a_stale_update_counts_less_in_an_average(tmp_path) -> None:
 
 def test_a_stale_update_without_the_current_model_is_refused(tmp_path) -> None:
     update = UpdateFile(
-        write(tmp_path / "u", [1.0]), UpdateMeta("a", 1, 1, 0.5), start=write(tmp_path / "s", [0.0])
+        write(tmp_path / "u", [1.0]),
+        UpdateMeta("a", 1, staleness=1, discount=0.5),
+        start=write(tmp_path / "s", [0.0]),
     )
 
     with pytest.raises(AggregationException, match="base model"):
