@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('fl_server_core', '0017_joining_clients'),
+        ('fl_server_core', '0018_controls'),
     ]
 
     operations = [
