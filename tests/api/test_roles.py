@@ -92,7 +92,8 @@ def test_the_table_names_every_route_and_no_other() -> None:
 
 
 @pytest.fixture
-def world(login) -> dict[str, Any]:
+def world(login, monkeypatch) -> dict[str, Any]:
+    monkeypatch.setattr("fl_server_api.views.results.STREAM_SECONDS", 0)  # or events would go on
     running: Scene = scene()
     running.send("ada", 1.0)
     people = {
