@@ -42,7 +42,11 @@ check: venv ## everything but tests: style, types, imports, migrations, API sche
 	DJANGO_SETTINGS_MODULE=fl_server.settings.test $(PY) manage.py spectacular --validate --fail-on-warn --file /dev/null
 	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-test: test-postgres test-sqlite ## all tests, on PostgreSQL and then on SQLite with the system tests
+test: venv ## all tests, on SQLite with the system tests, and beside them on PostgreSQL
+	@log=$$(mktemp); $(MAKE) --no-print-directory VENV=$(VENV) test-postgres > $$log 2>&1 & postgres=$$!; \
+	$(MAKE) --no-print-directory VENV=$(VENV) test-sqlite; sqlite=$$?; \
+	echo "Now the tests on PostgreSQL, which ran beside:"; wait $$postgres; status=$$?; \
+	cat $$log; rm -f $$log; exit $$((sqlite + status))
 
 test-sqlite: venv
 	$(PY) -m pytest
