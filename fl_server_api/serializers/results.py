@@ -3,7 +3,7 @@
 from typing import Any
 
 from django.utils import timezone
-from drf_spectacular.utils import extend_schema_field
+from drf_spectacular.utils import extend_schema_field, inline_serializer
 from rest_framework import serializers
 
 from fl_server_ai.services.watching import Look
@@ -48,6 +48,19 @@ class WatchOutput(serializers.Serializer[Look]):
     local_models_arrived = serializers.IntegerField(source="arrived")
     local_models_expected = serializers.IntegerField(source="expected")
     blocked_on = BlockedOutput(source="blocked", allow_null=True)
+
+
+# Inline: a serializer can't declare a field named `data`.
+EVENT_OUTPUT = inline_serializer(
+    "EventOutput",
+    {
+        "event": serializers.ChoiceField(["training", "end"]),
+        "id": serializers.CharField(required=False),
+        "data": serializers.CharField(
+            help_text="JSON: of `training` the fields of a WatchOutput, of `end` the last state."
+        ),
+    },
+)
 
 
 class ParticipationOutput(serializers.ModelSerializer[Task]):

@@ -18,6 +18,7 @@ from fl_server_ai.services.watching import Look, training_watch
 from fl_server_api.auth import caller
 from fl_server_api.listing import filtered, listed, parameters
 from fl_server_api.serializers.results import (
+    EVENT_OUTPUT,
     RoundOutput,
     TrainingMetricOutput,
     VersionOutput,
@@ -149,7 +150,7 @@ class TrainingEventsView(View):
     @extend_schema(
         operation_id="trainings_events",
         parameters=[OpenApiParameter("Last-Event-ID", str, location=OpenApiParameter.HEADER)],
-        responses=answers({(200, "text/event-stream"): WatchOutput}, 404),
+        responses=answers({(200, "text/event-stream"): EVENT_OUTPUT}, 404),
     )
     def get(self, request: Request, pk: str) -> HttpResponseBase:
         """Server-sent events: `training` whenever something has changed, `end` when it has ended.

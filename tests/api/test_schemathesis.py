@@ -29,9 +29,10 @@ CHECKS = [
 
 
 @pytest.fixture(params=["admin", "participant", "actor"])
-def documented(request, settings):
+def documented(request, settings, monkeypatch):
     """The document, and the token of somebody in the middle of a training."""
     settings.FL_POLL_SECONDS = 0
+    monkeypatch.setattr("fl_server_api.views.results.STREAM_SECONDS", 0)
     settings.ALLOWED_HOSTS = ["*"]
     running = scene()
     running.send("ada", 1.0)

@@ -350,7 +350,8 @@ def test_a_name_that_the_model_has_itself_can_be_no_extra(login) -> None:
 
 
 def test_excluded_tensors_stay_with_the_sites(login) -> None:
-    running = scene(skip_model_tests=True, rounds=2, method="Krum", f=0, exclude=["*.bias"])
+    sites = ("ada", "grace", "alan")
+    running = scene(*sites, skip_model_tests=True, rounds=2, method="Krum", f=0, exclude=["*.bias"])
     client = login(running.sites["ada"])
 
     config = client.get("/api/tasks/").json()["task"]["config"]
@@ -401,7 +402,7 @@ def test_patterns_that_fit_nothing_or_leave_nothing_are_refused(login, options) 
 
 
 def test_rules_that_weigh_whole_updates_need_whole_updates(login) -> None:
-    running = scene(method="Krum", f=0)
+    running = scene("ada", "grace", "alan", method="Krum", f=0)
 
     refused(
         post(login, running, "ada", {W: BASE[W]}, metadata={"kind": "subset"}),
