@@ -14,6 +14,7 @@
 - `describing.py` layers and parameters, in the child; `descriptions.py` checks what it says of them
 - `child.py`      the child's main, `pipes.py` its end; it alone imports torch, in `warming.py`, `loading.py`,
                   `exported_loading.py`, `describing.py` and `drawing.py`
+- `remembering.py` whether a program could keep something from one call to the next
 - `preparing.py`  an input before the program sees it, as `preparation.py` demands: `images.py` decodes PNG and JPEG,
                   `image_steps.py` carries out a pipeline
 - `lockdown.py`   what the child gives up, reported to the worker; `landlock.py`, `seccomp.py`, `system.py` how

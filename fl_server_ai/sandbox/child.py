@@ -75,8 +75,7 @@ def serve(config: dict[str, Any], pipes: Pipes, file: BinaryIO) -> None:
             # Anything else: weights for a plan that has failed already.
         except Exception as error:  # noqa: BLE001 - whatever a program raises, it is told to the worker
             pipes.send({"error": told(error)})
-            continue
-        if model.changed():
+        if model is not None and model.changed():
             model = load(config["kind"], file, config["demands"]["device"])
 
 

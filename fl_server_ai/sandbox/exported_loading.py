@@ -20,6 +20,7 @@ from torch import Tensor
 from fl_server_ai.containers.torch_archive.exports import CONFIGS, MODEL, NUMBERS, PLAIN
 from fl_server_ai.sandbox.loading import Versions
 from fl_server_ai.sandbox.pipes import Refusal
+from fl_server_ai.sandbox.remembering import Memory
 
 _DROPOUT = """aten::dropout aten::dropout_ aten::alpha_dropout aten::alpha_dropout_ aten::feature_dropout
     aten::feature_dropout_ aten::feature_alpha_dropout aten::feature_alpha_dropout_
@@ -41,7 +42,8 @@ class ExportedModel(Versions):
         self._switch(DROPOUT, {"train": False, "training": False})
         self._switch(BATCH_NORM, {"training": False})
         state: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-        super().__init__(state | dict(module.named_buffers(remove_duplicate=False)))
+        state |= dict(module.named_buffers(remove_duplicate=False))
+        super().__init__(state, Memory(hidden=False, tensors=(), norms=True))
 
     def run(self, inputs: tuple[Tensor, ...]) -> Any:
         for wanted, given in zip(self.shapes, inputs, strict=False):

@@ -7,6 +7,8 @@ from typing import Any, BinaryIO, Protocol
 import torch
 from torch import Tensor
 
+from fl_server_ai.sandbox.remembering import Memory, memory_of
+
 DROPOUT = frozenset(
     ["Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"]
 )
@@ -40,24 +42,35 @@ class Model(Protocol):
     def state(self) -> dict[str, Tensor]: ...
 
     def changed(self) -> bool:
-        """Whether a run has written to parameters or buffers since they were last loaded or restored."""
+        """Whether a run may have left something behind since the program was last loaded or restored."""
 
     def restored(self) -> None:
         """State is again as it was loaded."""
 
 
 class Versions:
-    """Notices writing to tensors, by the counters that autograd keeps."""
+    """Notices writing to tensors: by the counters that autograd keeps, and where `memory` says so in other ways."""
 
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, tensors: dict[str, Tensor], memory: Memory) -> None:
         self.tensors = tensors
+        self._hidden = memory.hidden
+        # Kernels write running statistics without counting.
+        both = [*tensors.values(), *memory.tensors]
+        self._compared = [t for t in both if memory.norms and t.dim() == 1]
+        self._copies = [tensor.detach().clone() for tensor in self._compared]
+        self._others = [(tensor, tensor._version) for tensor in memory.tensors]
         self.restored()
 
     def state(self) -> dict[str, Tensor]:
         return self.tensors
 
     def changed(self) -> bool:
-        return self._versions != [tensor._version for tensor in self.tensors.values()]
+        return (
+            self._hidden
+            or self._versions != [tensor._version for tensor in self.tensors.values()]
+            or any(tensor._version != version for tensor, version in self._others)
+            or not all(map(torch.equal, self._compared, self._copies))
+        )
 
     def restored(self) -> None:
         self._versions = [tensor._version for tensor in self.tensors.values()]
@@ -69,7 +82,7 @@ class ScriptModel(Versions):
     def __init__(self, module: Any) -> None:
         self.module = module
         module.eval()
-        super().__init__(dict(module.state_dict(keep_vars=True)))
+        super().__init__(dict(module.state_dict(keep_vars=True)), memory_of(module))
 
     def run(self, inputs: tuple[Tensor, ...]) -> Any:
         return self.module(*inputs)
