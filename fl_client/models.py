@@ -73,14 +73,16 @@ class Models:
         *,
         method: str | None = None,
         options: Mapping[str, Any] | None = None,
+        calibration_input: Any = None,
         timeout: float = 600.0,
     ) -> dict[str, Any]:
         """The model's answer to `inputs`: `inference` and `uncertainty`, as nested lists.
 
         `inputs` is the path of an image (PNG, JPEG) or of a file of one tensor, or an array or nested
         lists, batch first, whose floats are sent as float32 if they are Python's. `method` and
-        `options` are those of the model's training if left out. TimeoutError if there is no answer after
-        `timeout` seconds.
+        `options` are those of the model's training if left out. `calibration_input`, like `inputs` but no image, is
+        for SWAG: a batch over which BatchNorm layers take their statistics anew for each draw. TimeoutError if there
+        is no answer after `timeout` seconds.
         """
         ends = time.monotonic() + timeout
         form = [("model_id", model), ("return_format", "json")]
@@ -89,13 +91,9 @@ class Models:
         if options is not None:
             form.append(("options", json.dumps(options)))
         with tempfile.TemporaryDirectory() as folder:
-            if isinstance(inputs, (str, Path)):
-                path = Path(inputs)
-            else:
-                path = Path(folder, "input.safetensors")
-                save(path, {"input": _array(inputs)})
+            files = _input_files(folder, model_input=inputs, calibration_input=calibration_input)
             answer: dict[str, Any] = self._transport.json(
-                "POST", "inference/", form=form, files={"model_input": path}, read_timeout=300.0
+                "POST", "inference/", form=form, files=files, read_timeout=300.0
             )
         while "inference" not in answer:
             if time.monotonic() > ends:
@@ -151,22 +149,28 @@ class Models:
         *,
         method: str | None = None,
         bins: int = 15,
+        calibration_input: Any = None,
         seconds: float = 300.0,
         **options: Any,
     ) -> dict[str, Any]:
         """How right the model's probabilities are on a labelled batch: `ece`, `nll`, `brier`, `auroc`, `bins`.
 
-        `inputs` is an array, batch first, `labels` one integer a sample. `options` are the method's, such as
-        `output="logits"` or `N=20`. Waits for the report up to `seconds`, then TimeoutError.
+        `inputs` and `calibration_input` are those of `ask`, `labels` one integer a sample. `options` are the method's,
+        such as `output="logits"` or `N=20`. Waits for the report up to `seconds`, then TimeoutError.
         """
         with tempfile.TemporaryDirectory() as folder:
-            paths = {"model_input": Path(folder, "x"), "labels": Path(folder, "y")}
-            for (name, path), value in zip(paths.items(), (inputs, labels), strict=True):
-                save(path, _named_arrays({name: value}))
+            paths = _input_files(folder, model_input=inputs, calibration_input=calibration_input)
+            paths["labels"] = Path(folder, "y")
+            save(paths["labels"], _named_arrays({"labels": labels}))
             form = [("bins", str(bins)), ("options", json.dumps({"uncertainty": options}))]
             form += [("uncertainty_method", method)] if method else []
             report: dict[str, Any] = self._transport.json(
-                "POST", f"models/{model}/calibration/", form=form, files=paths, read_timeout=120.0
+                "POST",
+                f"models/{model}/calibration/",
+                form=form,
+                files=paths,
+                key=uuid.uuid4().hex,
+                read_timeout=120.0,
             )
         end = time.monotonic() + seconds
         while report["state"] not in {"done", "failed"}:
@@ -182,6 +186,18 @@ class Models:
 
     def delete(self, model: str) -> None:
         self._transport.json("DELETE", f"models/{model}/")
+
+
+def _input_files(folder: str, **inputs: Any) -> dict[str, Path]:
+    """Each input that is given as a file: its own, or one made of its numbers."""
+    files = {}
+    for name, given in inputs.items():
+        if isinstance(given, (str, Path)):
+            files[name] = Path(given)
+        elif given is not None:
+            files[name] = Path(folder, f"{name}.safetensors")
+            save(files[name], {"input": _array(given)})
+    return files
 
 
 def _named_arrays(weights: Any) -> Mapping[str, Any]:

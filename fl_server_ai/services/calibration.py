@@ -11,13 +11,13 @@ import numpy as np
 
 from fl_server_ai.sandbox.tensors import RawTensor
 from fl_server_ai.services.inference import Subject, inference_answer, inference_ask
-from fl_server_ai.services.inference_inputs import input_from_file
+from fl_server_ai.services.inference_inputs import IMAGE, input_from_file
 from fl_server_ai.services.tensor_bytes import unpacked
 from fl_server_ai.uncertainty.options import CommonOptions
 from fl_server_ai.uncertainty.pictures import reliability_svg
 from fl_server_ai.uncertainty.raster import reliability_png
 from fl_server_core.exceptions import Invalid
-from fl_server_core.models import InferenceJob, User
+from fl_server_core.models import GlobalModel, InferenceJob, User
 from fl_server_core.models.inference import JobKind
 
 LABELS, BINS, REPORT = "labels", "bins", "report"
@@ -59,8 +59,13 @@ def calibration_ask(
     method: str,
     options: CommonOptions,
     bins: int,
+    calibration: RawTensor | None = None,
 ) -> InferenceJob:
-    """Store the question and hint at it; whether a label is one of the classes is seen when the model has answered."""
+    """Store the question and hint at it; whether a label is one of the classes is seen when the model has answered.
+
+    So is how many samples a model's preprocessing makes of the input. An image alone is one sample.
+    `calibration` is as in `inference_ask`.
+    """
     if options.task not in TASKS:
         raise Invalid(
             f"a calibration report is for {' or '.join(TASKS)} outputs, not for {options.task}",
@@ -73,15 +78,21 @@ def calibration_ask(
                 }
             ],
         )
-    rows = tensor.shape[0] if tensor.shape else 0
     (count,) = labels.shape
-    if count != rows or not count:
+    rows = 1 if tensor.name == IMAGE else tensor.shape[0] if tensor.shape else 0
+    if not count or (count != rows and not _prepares(subject.model)):
         raise _bad(f"{count} labels for {rows} samples; each sample needs one")
     return inference_ask(
         user=user, subject=subject, tensor=tensor, method=method, options=options,
-        return_format="json", kind=JobKind.CALIBRATION,
+        return_format="json", kind=JobKind.CALIBRATION, calibration=calibration,
         more=[replace(labels, name=LABELS), RawTensor.of(np.array(bins), BINS)],
     )  # fmt: skip
+
+
+def _prepares(model: GlobalModel) -> bool:
+    """Whether the model, or a member of it, may make another number of samples of its input."""
+    members = model.members.filter(model__preprocessing__isnull=False)
+    return model.preprocessing_id is not None or members.exists()
 
 
 def calibration_report_of(job: InferenceJob) -> dict[str, Any]:

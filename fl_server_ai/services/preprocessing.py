@@ -14,6 +14,7 @@ from fl_server_ai.sandbox.programs import check_program
 from fl_server_ai.services.intake import canonical_blob
 from fl_server_core.exceptions import Unusable
 from fl_server_core.models import Blob, GlobalModel, User
+from fl_server_core.models.weights import ModelType
 from fl_server_core.services.blobs import blob_discard, blob_store
 from fl_server_core.services.models import preprocessing_set
 from fl_server_core.storage import staging_path
@@ -22,7 +23,15 @@ PIPELINE, SCRIPT = "json", "torchscript"
 
 
 def preprocessing_upload(*, model: GlobalModel, user: User, file: Path) -> None:
-    """Replace a model's preprocessing. `preprocessing_blob` says what it may be."""
+    """Replace a model's preprocessing. `preprocessing_blob` says what it may be.
+
+    `Unusable` (MEMBERS_ONLY) for a MEAN model, where it would never be applied.
+    """
+    if model.type == ModelType.MEAN:
+        raise Unusable(
+            "a MEAN model has no preprocessing: each of its members prepares inputs by its own; upload it to them",
+            code="MEMBERS_ONLY",
+        )
     blob = preprocessing_blob(file)
     try:
         preprocessing_set(model=model, user=user, preprocessing=blob)

@@ -105,13 +105,17 @@ class CalibrationInput(Input):
     bins = serializers.IntegerField(
         default=15, min_value=1, max_value=MOST_BINS, help_text="Of equal width, for the ECE."
     )
+    calibration_input = Numbers(required=False, help_text="As for an inference.")
 
 
 class CalibrationForm(CalibrationInput):
-    """The same with two files of one tensor each: safetensors, .npz or torch.save."""
+    """The same with files of one tensor each: safetensors, .npz or torch.save; or one image with one label."""
 
     model_input = serializers.FileField(allow_empty_file=True)  # type: ignore[assignment]
     labels = serializers.FileField(allow_empty_file=True)  # type: ignore[assignment]
+    calibration_input = serializers.FileField(  # type: ignore[assignment]
+        required=False, allow_empty_file=True
+    )
 
 
 class BinOutput(serializers.Serializer[Any]):
@@ -139,6 +143,9 @@ class CalibrationOutput(serializers.Serializer[Any]):
     )
     ranked_by = serializers.ChoiceField(["predictive_entropy", "confidence"])
     bins = BinOutput(many=True)
+    notes = serializers.ListField(
+        child=serializers.CharField(), help_text='What to know about it, as "CODE: text".'
+    )
 
 
 class InferenceOutput(serializers.Serializer[Any]):

@@ -17,8 +17,9 @@ from fl_server_ai.services.calibration import (
     labels_from_json,
 )
 from fl_server_ai.services.inference import method_of, subject_of
-from fl_server_ai.services.inference_inputs import input_from_file, input_from_json
+from fl_server_ai.services.inference_inputs import named_calibration
 from fl_server_api.auth import caller
+from fl_server_api.idempotency import once
 from fl_server_api.serializers.inference import (
     CalibrationForm,
     CalibrationInput,
@@ -28,7 +29,7 @@ from fl_server_api.serializers.inference import (
 )
 from fl_server_api.uploads import refuse_large
 from fl_server_api.views.base import View, answers, parsed
-from fl_server_api.views.inference import REFUSALS, unfinished, waited
+from fl_server_api.views.inference import REFUSALS, input_given, unfinished, waited
 from fl_server_core.exceptions import Invalid
 from fl_server_core.models import InferenceJob
 from fl_server_core.models.inference import JobKind
@@ -56,21 +57,29 @@ class CalibrationsView(View):
         responses=answers(ANSWERS, *REFUSALS),
     )
     def post(self, request: Request, pk: str) -> HttpResponseBase:
-        """Judge a model that you see by a labelled batch: ECE, NLL, Brier score, accuracy, AUROC of error detection."""
+        """Judge a model that you see by a labelled batch: ECE, NLL, Brier score, accuracy, AUROC of error detection.
+
+        With an `Idempotency-Key` the same question again is not asked twice.
+        """
         user = caller(request)
         subject = subject_of(user=user, model_id=pk)
         files = "model_input" in request.FILES
         body = parsed(CalibrationForm if files else CalibrationInput, request)
-        given, told, dtype = body["model_input"], body["labels"], body.get("dtype")
+        told, dtype, batch = body["labels"], body.get("dtype"), body.get("calibration_input")
         method, options = method_of(subject, body.get("uncertainty_method"), body["options"])
         labels = labels_from_file(told.staged_path) if files else labels_from_json(told)
-        tensor = (
-            input_from_file(given.staged_path, dtype) if files else input_from_json(given, dtype)
-        )
-        job = calibration_ask(
-            user=user, subject=subject, tensor=tensor, labels=labels, method=method,
-            options=options, bins=body["bins"],
-        )  # fmt: skip
+        tensor = input_given(body["model_input"], dtype)
+        with named_calibration():
+            calibration = None if batch is None else input_given(batch, dtype)
+
+        def act() -> dict[str, int]:
+            job = calibration_ask(
+                user=user, subject=subject, tensor=tensor, labels=labels, method=method,
+                options=options, bins=body["bins"], calibration=calibration,
+            )  # fmt: skip
+            return {"job_id": job.pk}
+
+        job = get_visible(inference_jobs_visible_to(user), once(request, act)["job_id"])
         return _told(request, waited(job), "json")
 
 
@@ -101,5 +110,5 @@ def _told(request: Request, job: InferenceJob, wanted: str) -> HttpResponseBase:
         return HttpResponse(calibration_svg(report), content_type="image/svg+xml")
     if wanted == "png":
         return HttpResponse(calibration_png(report), content_type="image/png")
-    body = encoded({"job_id": job.pk, "state": job.state, **report})
+    body = encoded({"job_id": job.pk, "state": job.state, **report, "notes": job.notes})
     return HttpResponse(body, content_type="application/json")

@@ -85,9 +85,9 @@ class InferencesView(View):
         user, given, dtype = caller(request), body["model_input"], body.get("dtype")
         subject = subject_of(user=user, model_id=body["model_id"])
         method, options = method_of(subject, body.get("uncertainty_method"), body["options"])
-        tensor, batch = _read(given, dtype), body.get("calibration_input")
+        tensor, batch = input_given(given, dtype), body.get("calibration_input")
         with named_calibration():
-            calibration = None if batch is None else _read(batch, dtype)
+            calibration = None if batch is None else input_given(batch, dtype)
 
         def act() -> dict[str, int]:
             job = inference_ask(
@@ -118,7 +118,8 @@ class InferenceView(View):
         return _told(request, job, wanted)
 
 
-def _read(given: Any, dtype: str | None) -> RawTensor:
+def input_given(given: Any, dtype: str | None) -> RawTensor:
+    """What a form's file or a JSON value holds."""
     if isinstance(given, StagedFile):
         return input_from_file(given.staged_path, dtype)
     return input_from_json(given, dtype)

@@ -16,6 +16,7 @@ from torch import nn
 from fl_server_ai.inference import pool
 from fl_server_ai.inference.tasks import run_inference
 from fl_server_core.models import InferenceJob, User
+from tests.api import images
 from tests.api.test_inference import OWNER, network, options, scripted, upload
 from tests.scenes import person
 
@@ -204,3 +205,81 @@ def test_outsiders_see_neither_model_nor_report(client, login) -> None:
     assert judge(stranger, model, options=LOGITS).status_code == 404
     assert stranger.get(f"/api/calibrations/{job.pk}/").status_code == 404
     assert client.get(f"/api/inference/{job.pk}/").status_code == 404
+
+
+def test_the_same_key_judges_once(client) -> None:
+    model = upload(client)
+    url = f"/api/models/{model}/calibration/"
+    body = {"model_input": INPUTS.tolist(), "labels": LABELS.tolist(), "options": LOGITS}
+    key = {"HTTP_IDEMPOTENCY_KEY": "k"}
+
+    first, again = (client.post(url, body, format="json", **key) for _ in range(2))
+    other = client.post(url, {**body, "bins": 3}, format="json", **key)
+
+    assert first.json()["job_id"] == again.json()["job_id"]
+    assert InferenceJob.objects.count() == 1
+    assert (other.status_code, other.json()["code"]) == (409, "IDEMPOTENCY_MISMATCH")
+
+
+def flat(size: int) -> nn.Module:
+    """Pictures of size x size with three channels to three logits."""
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * size * size, 3)).eval()
+
+
+def test_a_picture_is_one_sample(client) -> None:
+    module = flat(6)
+    model = upload(client, scripted(module), input_shape=["None", 3, 6, 6])
+    picture = images.encoded(images.pixels(6, 6))
+
+    def judged(*labels: int) -> Any:
+        body = {"model_input": SimpleUploadedFile("x.png", picture), "options": json.dumps(LOGITS)}
+        body["labels"] = as_file(np.array(labels))
+        posted = client.post(f"/api/models/{model}/calibration/", body, format="multipart")
+        return answer_of(client, posted)
+
+    one, two = judged(2), judged(2, 1)
+
+    x = torch.from_numpy(images.pixels(6, 6)).permute(2, 0, 1)[None] / 255
+    wanted = -module(x).log_softmax(1)[0, 2].item()
+    assert one.status_code == 200, one.json()
+    assert one.json()["samples"] == 1
+    assert one.json()["nll"] == pytest.approx(wanted, rel=1e-5)
+    assert (two.status_code, two.json()["code"]) == (400, "BAD_LABEL")
+    assert two.json()["errors"][0]["pointer"] == "/labels"
+
+
+def test_samples_are_counted_after_the_preprocessing(client) -> None:
+    steps = {"steps": [{"step": "cast", "dtype": "float32", "scale": True}]}
+    file = SimpleUploadedFile("p", json.dumps(steps).encode())
+    model = upload(client, scripted(flat(6)), model_preprocessing_file=file)
+    grid = images.pixels(6, 6).transpose(2, 0, 1)  # one picture without a batch, in bytes
+
+    one = judge(client, model, grid[None], np.array([1]), options=LOGITS)
+    bare = judge(client, model, grid, np.array([1]), options=LOGITS)
+    two = judge(client, model, grid[None], np.array([1, 0]), options=LOGITS)
+
+    assert one.status_code == bare.status_code == 200, bare.json()
+    assert one.json()["nll"] == bare.json()["nll"]
+    assert (two.status_code, two.json()["errors"][0]["pointer"]) == (400, "/labels")
+
+
+def test_members_are_judged_together_each_with_its_own_preprocessing(client) -> None:
+    steps = {"steps": [{"step": "cast", "dtype": "float32", "scale": True}]}
+    file = SimpleUploadedFile("p", json.dumps(steps).encode())
+    prepared = upload(client, scripted(flat(6)), model_preprocessing_file=file)
+    plain = upload(client, scripted(flat(6)))
+    mean = {"name": "m", "description": "-", "type": "MEAN", "models": [prepared, plain]}
+    model = client.post("/api/models/", mean, format="json").json()["model_id"]
+    grid = images.pixels(6, 6).transpose(2, 0, 1)[None].astype(np.float32) / 255
+
+    report = judge(client, model, grid, np.array([1]), options=LOGITS)
+    alone = judge(client, plain, grid, np.array([1]), options=LOGITS)
+    own = client.post(
+        f"/api/models/{model}/preprocessing/",
+        {"model_preprocessing_file": SimpleUploadedFile("p", json.dumps(steps).encode())},
+        format="multipart",
+    )
+
+    assert report.json()["nll"] == pytest.approx(alone.json()["nll"])
+    assert (own.status_code, own.json()["code"]) == (422, "MEMBERS_ONLY")

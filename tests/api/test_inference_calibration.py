@@ -117,6 +117,31 @@ def test_statistics_of_each_draw_are_those_of_the_calibration_batch(client) -> N
     assert np.abs(np.array(plain.json()["inference"]) - body["inference"]).max() > 0.05
 
 
+def test_a_report_judges_the_calibrated_draws(client) -> None:
+    first, second = collected(normed())
+    model = str(trained(client, scripted(normed()), first, second).training.model_id)
+    how = {
+        "model_input": X.tolist(), "labels": [0, 1, 2, 0, 1],
+        "options": options(N=DRAWS, seed=3, output="logits"),
+    }  # fmt: skip
+    url = f"/api/models/{model}/calibration/"
+
+    posted = client.post(url, {**how, "calibration_input": BATCH.tolist()}, format="json")
+    refused = client.post(
+        url,
+        {**how, "calibration_input": BATCH.tolist(), "uncertainty_method": "NONE"},
+        format="json",
+    )
+
+    assert posted.status_code == 202, posted.json()
+    report = _run(client, posted.json()["url"]).json()
+    probs = torch.stack([drawn(first, second, i)(X).softmax(1) for i in range(DRAWS)]).mean(0)
+    wanted = -probs[range(5), how["labels"]].log().mean().item()
+    assert report["nll"] == pytest.approx(wanted, rel=1e-4)
+    assert report["notes"] == []
+    assert (refused.status_code, refused.json()["code"]) == (400, "NO_CALIBRATION")
+
+
 def test_a_calibration_file_does_the_same_and_without_batch_norm_the_answer_says_so(client) -> None:
     module = nn.Sequential(nn.Linear(4, 3)).eval()
     model = str(trained(client, scripted(module), *collected(module)).training.model_id)
