@@ -56,6 +56,11 @@ def weights_storage() -> Storage:
     return storages["weights"]
 
 
+def has_paths() -> bool:
+    """Whether stored files lie on this machine, so that a part of one costs a part only."""
+    return isinstance(weights_storage(), FileSystemStorage)
+
+
 def out_of_space(error: OSError) -> bool:
     """Whether the disk or a quota is full."""
     return error.errno in {errno.ENOSPC, errno.EDQUOT}

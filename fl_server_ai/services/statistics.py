@@ -21,7 +21,7 @@ from fl_server_core.models.inference import JobKind
 from fl_server_core.models.weights import ModelType
 from fl_server_core.services.inference import job_create, job_error
 from fl_server_core.services.statistics import statistics_store, statistics_want
-from fl_server_core.storage import local_path
+from fl_server_core.storage import has_paths, local_path
 
 VERSION = "1"  # of what is counted; another one is counted anew
 Row = dict[str, Any]
@@ -39,26 +39,36 @@ def model_statistics(*, model: GlobalModel, user: User) -> Statistics:
     """What is known; the first to ask starts the counting of a program. Call it again while it is pending."""
     if model.type == ModelType.MEAN:
         return Statistics(None, "none", "a MEAN model has no layers of its own; ask its members")
+    if model.awaits_weights:
+        return Statistics(None, "none", "this model has no weights yet")
     row = model.statistics
-    if row is None and model.container not in PROGRAMS:
-        with local_path(model.weights.blob) as path:
-            manifest = read_manifest(path)
-        row = statistics_store(
-            model=model, key=_key(manifest.header_bytes.hex()), result=of_weights(manifest)
-        )
-    elif row is None or (row.result is None and row.job is None):
-        assert model.template is not None  # noqa: S101 - programs are kept as they came
-        row = statistics_want(
-            model=model,
-            key=_key(model.template.digest, model.container, json.dumps(model.input_shape)),
-            create=lambda: _job(model, user),
-        )
+    if row is None or (row.result is None and row.job is None):
+        if model.container not in PROGRAMS and has_paths():
+            found = weights_manifest(model)
+            key = _key(found.header_bytes.hex())
+            row = statistics_store(model=model, key=key, result=of_weights(found))
+        else:  # a program to run, or a file that has to be fetched whole: work for a worker
+            key = _key(*_seen(model))
+            row = statistics_want(model=model, key=key, create=lambda: _job(model, user))
     if row.result is not None:
         return Statistics(row.result, "done")
     if row.job is not None and row.job.state == EventState.FAILED:
         error = job_error(row.job)
         return Statistics(None, "failed", f"{error.error_code}: {error.detail}")
     return Statistics(None, "pending")
+
+
+def weights_manifest(model: GlobalModel) -> Manifest:
+    """Of its stored weights; a storage without paths gives the whole file for it."""
+    with local_path(model.weights.blob) as path:
+        return read_manifest(path)
+
+
+def _seen(model: GlobalModel) -> tuple[str, ...]:
+    """What the statistics of this model depend on, as far as rows tell."""
+    if model.template is None or model.container not in PROGRAMS:
+        return ("weights", model.weights.blob.digest)
+    return (model.template.digest, model.container, json.dumps(model.input_shape))
 
 
 def _job(model: GlobalModel, user: User) -> InferenceJob:

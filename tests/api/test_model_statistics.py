@@ -14,6 +14,7 @@ from fl_server_ai.services.trainings import training_create
 from fl_server_core.models import GlobalModel, InferenceJob, ModelStatistics, User
 from fl_server_core.services.inference import job_claim, job_lease_drop
 from fl_server_core.services.statistics import statistics_delete_unused
+from fl_server_core.storage import weights_storage
 from tests.api.test_inference import OWNER, mean_of, network, scripted, upload
 from tests.api.test_torch_export_models import saved
 from tests.scenes import person, weights
@@ -196,6 +197,38 @@ def test_weights_alone_are_counted_by_their_names(client) -> None:
         ("", 10), ("layer", 9),
     ]  # fmt: skip
     assert not InferenceJob.objects.exists()
+
+
+def test_weights_far_away_are_fetched_by_a_worker_only(client, settings, monkeypatch) -> None:
+    near = metadata(client, upload(client, save(weights())))["stats"]
+    ModelStatistics.objects.all().delete()
+    far = {"BACKEND": "django.core.files.storage.InMemoryStorage"}
+    settings.STORAGES = {**settings.STORAGES, "weights": far}
+    model = upload(client, save(weights()))
+    opened = []
+    storage = weights_storage()
+    monkeypatch.setattr(
+        storage, "open", lambda *a: opened.append(a) or type(storage).open(storage, *a)
+    )
+
+    before = metadata(client, model)
+    asked = len(opened)
+    work()
+    after = metadata(client, model)
+
+    assert (before["stats_state"], asked) == ("pending", 0)
+    assert (after["stats_state"], len(opened)) == ("done", 1)
+    assert after["stats"] == near
+
+
+def test_a_model_that_awaits_weights_has_none_yet(client) -> None:
+    body = {"name": "new", "description": "", "initial_weights": "client"}
+    model = client.post("/api/models/", body).json()["model_id"]
+
+    told = metadata(client, model)
+
+    assert (told["stats"], told["stats_state"]) == (None, "none")
+    assert not ModelStatistics.objects.exists()
 
 
 def test_without_an_input_shape_only_parameters_are_counted(client) -> None:
