@@ -415,15 +415,15 @@ def round_end(round: Round, kind: TaskKind) -> datetime | None:
     if round.deadline is None or round.deadline > timezone.now():
         return round.deadline
     policy = policy_of(round.policy)
-    parts = Task.objects.filter(kind=kind, state=TaskState.OPEN)
-    if policy.buffered and kind == TaskKind.TRAIN:  # parts outlive their rounds
-        parts = parts.filter(round__training=round.training_id)
-    else:
-        parts = parts.filter(round=round)
+    outlive = policy.buffered and kind == TaskKind.TRAIN  # parts their rounds
+    among = {"round__training": round.training_id} if outlive else {"round": round}
+    parts = list(Task.objects.filter(**among, kind=kind, state=TaskState.OPEN))
     begun = [part.not_before or part.created_at for part in parts]
+    if outlive:
+        begun = [max(round.started_at, since) for since in begun]
     return phase_end(
         deadline=round.deadline,
-        asked_at=max(round.started_at, min(begun)) if begun else round.deadline,
+        asked_at=min(begun, default=round.deadline),
         heartbeats=[part.progress_at for part in parts if part.progress_at is not None],
         extends=policy.progress_extends,
     )
