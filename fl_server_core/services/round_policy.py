@@ -23,7 +23,8 @@ class RoundPolicy:
     round_deadline: float | None = field(
         default=None,
         metadata={
-            "doc": "Seconds a round or test waits, at most a year; the server's default if null.",
+            "doc": "Seconds a round or test waits, at most a year; the server's default if null. Where sites "
+            "report progress it may last up to twice as long, see progress_extends.",
             "gt": 0.0,
             "le": 31_536_000,
         },
