@@ -116,7 +116,8 @@ MOVES: Mapping[type[models.TextChoices], Mapping[str, frozenset[str]]] = {
     },
     UpdateState: {
         U.RECEIVED: frozenset({U.ACCEPTED, U.REFUSED, U.QUARANTINED}),
-        U.ACCEPTED: frozenset({U.CONSUMED}),
+        # Of a skipped round: they wait for the next one, or are refused where no late ones count.
+        U.ACCEPTED: frozenset({U.CONSUMED, U.RECEIVED, U.REFUSED}),
         U.REFUSED: frozenset(),
         U.QUARANTINED: frozenset({U.ACCEPTED, U.REFUSED}),
         U.CONSUMED: frozenset(),

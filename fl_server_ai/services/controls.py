@@ -27,8 +27,15 @@ from fl_server_core.lifecycle import (
     move_all,
 )
 from fl_server_core.models import Round, SwagMoments, TrainerEvent, Training, User
+from fl_server_core.services.initial_weights import initial_retry
 from fl_server_core.services.round_policy import policy_of
-from fl_server_core.services.rounds import current_round, tasks_cancel, tasks_reopen
+from fl_server_core.services.rounds import (
+    current_round,
+    parts_shift,
+    round_end,
+    tasks_cancel,
+    tasks_reopen,
+)
 from fl_server_core.services.trainings import may_steer, participants_active, training_locked
 
 LONGEST_EXTENSION = timedelta(days=366)
@@ -54,7 +61,8 @@ def training_pause(*, training: Training, user: User) -> Training:
         raise _illegal(training, "paused")
     round = current_round(training)
     if round is not None and round.deadline is not None:
-        left = (round.deadline - timezone.now()).total_seconds()
+        end = round_end(round, ASKED.get(round.phase, TaskKind.TRAIN)) or round.deadline
+        left = (end - timezone.now()).total_seconds()
         Round.objects.filter(pk=round.pk).update(deadline=None, remaining=max(0.0, left))
     _move(training, TrainingState.PAUSED, user)
     return training
@@ -71,6 +79,8 @@ def training_resume(*, training: Training, user: User) -> Training:
     round = current_round(training)
     if round is None:
         raise _illegal(training, "resumed")
+    if training.steered_at is not None:
+        parts_shift(training=training, by=timezone.now() - training.steered_at)
     _move(training, _running(round.phase), user)
     if round.remaining is not None:
         deadline = timezone.now() + timedelta(seconds=round.remaining)
@@ -134,9 +144,11 @@ def training_retry(*, training: Training, user: User) -> Training:
         dispatch_event(work.pk)
     elif phase in ASKED:
         deadline = timezone.now() + timedelta(seconds=policy_of(round.policy).seconds)
-        Round.objects.filter(pk=round.pk).update(deadline=deadline)
-        initial = phase == RoundPhase.COLLECTING and training.model.awaits_weights
-        tasks_reopen(round=round, kind=TaskKind.INITIAL_WEIGHTS if initial else ASKED[phase])
+        Round.objects.filter(pk=round.pk).update(deadline=deadline, extensions=0)
+        if phase == RoundPhase.COLLECTING and training.model.awaits_weights:
+            initial_retry(round)
+        else:
+            tasks_reopen(round=round, kind=ASKED[phase])
         dispatch_notifications()
     round_advance(training_id=training.pk)
     training.refresh_from_db()

@@ -109,7 +109,9 @@ def event_lease_drop(*, event_id: int) -> None:
 
 def _deadlines() -> int:
     asked = Task.objects.filter(round=OuterRef("pk"), kind=TaskKind.TRAIN)
-    unasked = Q(phase__in=list(OPEN_PHASES)) & ~Exists(asked)  # too few could be asked so far
+    # Too few could be asked so far; or more may be asked at any time.
+    buffered = Q(policy__mode__in=["buffered", "async"])
+    unasked = Q(phase__in=list(OPEN_PHASES)) & (~Exists(asked) | buffered)
     overdue = list(
         Round.objects.filter(
             Q(deadline__lte=timezone.now()) | unasked,

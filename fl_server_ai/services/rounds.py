@@ -23,7 +23,7 @@ from fl_server_core.models import Round, Task, TrainerEvent, Training
 from fl_server_core.services.asking import Asked, round_ask
 from fl_server_core.services.buffering import buffer_ask, parts_expire
 from fl_server_core.services.initial_weights import initial_ask
-from fl_server_core.services.lateness import busy_with, late_updates_adopt
+from fl_server_core.services.lateness import busy_with, late_updates_adopt, updates_pass_over
 from fl_server_core.services.round_policy import (
     RoundPolicy,
     Standing,
@@ -119,6 +119,7 @@ def tell(tasks: Iterable[Task]) -> None:
 def _skip(round: Round, why: str) -> None:
     if not policy_of(round.policy).buffered:
         tasks_close(round=round)
+    updates_pass_over(round)
     move(round, RoundPhase.SKIPPED, reason=why, deadline=None, finished_at=timezone.now())
     _event(round.training, round, TRAINING_ROUND_FINISHED)
 
@@ -196,9 +197,15 @@ def _is_asked(training: Training, round: Round) -> bool:
     if outcome == Asked.EMPTY:
         _skip(round, f"EMPTY_SAMPLE: the draw of round {round.number} has too few sites")
         return False
-    if outcome == Asked.WAITING and participants_active(training):
-        return round.deadline is None or round.deadline <= timezone.now()
-    return True
+    if outcome != Asked.WAITING or not participants_active(training):
+        return True
+    overdue = round.deadline is None or round.deadline <= timezone.now()
+    policy = policy_of(round.policy)
+    if overdue and policy.failure_policy == "wait":  # nobody is given up, whoever is asked or not
+        round.deadline = deadline_in(policy.seconds)
+        round.save(update_fields=["deadline"])
+        return False
+    return overdue
 
 
 def _close_test(training: Training, round: Round) -> TrainerEvent | None:
@@ -211,6 +218,9 @@ def _close_test(training: Training, round: Round) -> TrainerEvent | None:
 
 
 def _close_swag(training: Training, round: Round) -> TrainerEvent | None:
+    due = TrainerEvent.objects.filter(round=round, type=SWAG_ROUND_FINISHED).first()
+    if due is not None:  # it was over: who comes back now changes nothing
+        return due
     if not _is_over(round, TaskKind.SWAG):
         return None
     return _event(training, round, SWAG_ROUND_FINISHED)

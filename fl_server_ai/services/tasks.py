@@ -38,7 +38,7 @@ MAX_PROGRESS = 65_536  # bytes of JSON
 MAX_CODE, MAX_FAILURE, MAX_LOG_TAIL = 64, 900, 3_000  # characters; together they fit in the column
 ASKING = (
     Q(kind=TaskKind.TRAIN)  # its round may have closed without it, in asynchronous modes
-    | Q(kind=TaskKind.INITIAL_WEIGHTS)
+    | Q(kind=TaskKind.INITIAL_WEIGHTS, round__training__model__awaits_weights=True)
     | Q(kind=TaskKind.SWAG, round__phase=RoundPhase.SWAG)
     | Q(kind=TaskKind.EVALUATE, round__phase=RoundPhase.TESTING)
 )
@@ -81,10 +81,8 @@ def _weights(model: GlobalModel, version: ModelVersion) -> dict[str, Any]:
 def _start(task: Task) -> dict[str, Any]:
     """The weights to begin with: in a daisy chain another participant's."""
     model = task.round.training.model
-    train = task.kind == TaskKind.TRAIN
-    older = train and task.round.base_version_id != model.current_version_id
-    start = _weights(model, task.round.base_version if older else model.weights)
-    if not train or task.continues is None or task.continues.blob is None:
+    start = _weights(model, _version(task, model))
+    if task.kind != TaskKind.TRAIN or task.continues is None or task.continues.blob is None:
         return start
     return {
         **start,
@@ -92,6 +90,12 @@ def _start(task: Task) -> dict[str, Any]:
         "sha256": task.continues.digest,
         "bytes": task.continues.size,
     }
+
+
+def _version(task: Task, model: GlobalModel) -> ModelVersion:
+    """What the part began with: an older version than the current one where parts outlive their rounds."""
+    older = task.kind == TaskKind.TRAIN and task.round.base_version_id != model.current_version_id
+    return task.round.base_version if older else model.weights
 
 
 def _task(task: Task) -> dict[str, Any]:
@@ -127,7 +131,7 @@ def _swag_rank(task: Task, training: Training) -> dict[str, int]:
 
 def _extras(task: Task, model: GlobalModel) -> dict[str, Any] | None:
     """What the strategy has for its clients beside the weights; before its first round nothing."""
-    version = model.weights
+    version = _version(task, model)
     if task.kind != TaskKind.TRAIN or version.shared is None:
         return None
     return {

@@ -18,7 +18,8 @@ class WhoOutput(serializers.Serializer[Any]):
     user = serializers.UUIDField()
     name = serializers.CharField(allow_blank=True)
     state = serializers.CharField(
-        help_text="invited, offline, working or silent; actor for who may steer the training."
+        help_text="invited, offline, working or silent; unready for who has not joined with all that is "
+        "required; actor for who may steer the training."
     )
     last_seen = serializers.DateTimeField(allow_null=True)
     progress = serializers.DictField(allow_null=True)

@@ -6,16 +6,29 @@ from dataclasses import dataclass
 
 from django.db.models import Count, Exists, OuterRef, Q, QuerySet
 
-from fl_server_core.lifecycle import OPEN_PHASES, TaskKind, TaskState, TrainingState
-from fl_server_core.models import Task, Training, User
+from fl_server_core.lifecycle import (
+    OPEN_PHASES,
+    RoundPhase,
+    TaskKind,
+    TaskState,
+    TrainingState,
+)
+from fl_server_core.models import Round, Task, Training, User
 from fl_server_core.selectors.parts import failure_code
 from fl_server_core.selectors.visibility import users_visible_to
 
 # Codes of parts that a round did not wait for: it had all it wanted; an older update came in its place;
 # a later round asks for the same.
 ROUND_FULL, LATE_COUNTS, SUPERSEDED = "ROUND_FULL", "LATE_COUNTS", "SUPERSEDED"
+# Of an update that was in when its round was skipped.
+ROUND_SKIPPED = "ROUND_SKIPPED"
 NOT_MISSED = Q(failure__startswith=f"{ROUND_FULL}:") | Q(failure__startswith=f"{LATE_COUNTS}:")
 NOT_MISSED |= Q(failure__startswith=f"{SUPERSEDED}:")
+# A round that was passed over for want of updates; an empty draw is none: that is how it was to be.
+PASSED_OVER = Q(
+    phase__in=[RoundPhase.SKIPPED, RoundPhase.TESTING, RoundPhase.DONE],
+    reason__startswith="NOT_ENOUGH_UPDATES:",
+)
 # Where parts outlive their rounds, an open one is not missing either.
 NOT_MISSED |= Q(state=TaskState.OPEN)
 OUTCOMES = ("completed", "completed_with_gaps", "cancelled", "failed")
@@ -35,7 +48,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Gap:
-    """A round that went on, or failed, with fewer updates than it asked for; 20 are named at most."""
+    """A round that went on, was skipped, or failed with fewer updates than it wanted; 20 are named at most."""
 
     round: int
     received: int
@@ -45,15 +58,20 @@ class Gap:
     @property
     def text(self) -> str:
         """Like "round 2: 1 of 2 sites (bob failed: TRAIN_EXCEPTION)"."""
+        if not self.asked:
+            return f"round {self.round}: skipped, nobody could be asked"
         who = [f"{m.name or m.user} {m.state}: {m.code}".rstrip(": ") for m in self.missing]
         if more := self.asked - self.received - len(who):
             who.append(f"and {more} more")
-        return f"round {self.round}: {self.received} of {self.asked} sites ({', '.join(who)})"
+        named = f" ({', '.join(who)})" if who else ", skipped"
+        return f"round {self.round}: {self.received} of {self.asked} sites{named}"
 
 
 def with_gaps(trainings: QuerySet[Training]) -> QuerySet[Training]:
     """Say of each whether it has any, so that `outcome` needn't ask."""
-    return trainings.annotate(_has_gaps=Exists(_missing().filter(round__training=OuterRef("pk"))))
+    missing = _missing().filter(round__training=OuterRef("pk"))
+    skipped = Round.objects.filter(PASSED_OVER, training=OuterRef("pk"))
+    return trainings.annotate(_has_gaps=Exists(missing) | Exists(skipped))
 
 
 def _missing() -> QuerySet[Task]:
@@ -68,7 +86,8 @@ def outcome(training: Training) -> str | None:
         return ENDS.get(TrainingState(training.state))
     gaps = getattr(training, "_has_gaps", None)
     if gaps is None:
-        gaps = _missing().filter(round__training=training).exists()
+        missing = _missing().filter(round__training=training)
+        gaps = missing.exists() or training.rounds.filter(PASSED_OVER).exists()
     return "completed_with_gaps" if gaps else "completed"
 
 
@@ -86,7 +105,7 @@ def gaps(*, training: Training, visible_to: User) -> list[Gap]:
             received=Count("tasks", filter=asked & Q(tasks__state=TaskState.DONE)),
             missing=Count("tasks", filter=asked & ~Q(tasks__state=TaskState.DONE)),
         )
-        .filter(missing__gt=0)
+        .filter(Q(missing__gt=0) | PASSED_OVER)
         .order_by("-number")[:ROUNDS_TOLD]
     )
     tasks: dict[int, list[Task]] = defaultdict(list)

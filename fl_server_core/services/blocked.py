@@ -21,11 +21,15 @@ from fl_server_core.lifecycle import (
 from fl_server_core.models import Round, Task, TrainerEvent, Training, User
 from fl_server_core.selectors.parts import Part, heard_at, part_of, told_at
 from fl_server_core.selectors.visibility import is_admin, users_visible_to
+from fl_server_core.services.asking import eligible_now
+from fl_server_core.services.clients import training_missing
+from fl_server_core.services.requirements import Lack
 from fl_server_core.services.round_policy import Step, decide, policy_of
 from fl_server_core.services.rounds import current_round, round_end, round_standing
 from fl_server_core.services.trainings import participants_active
 
 WHO_TOLD, WHO_NAMED = 100, 5
+UNREADY = "unready"  # has not joined with all that the training requires
 LOOKED_BACK = 5  # rounds
 ASKED: Mapping[str, tuple[TaskKind, str, str]] = {
     RoundPhase.NOTIFYING: (TaskKind.TRAIN, "UPDATES", "updates"),
@@ -37,11 +41,14 @@ ASKED: Mapping[str, tuple[TaskKind, str, str]] = {
 
 @dataclass(frozen=True)
 class Who:
-    """Somebody who is waited for. `name` is empty, and the last two null, where one may not know them."""
+    """Somebody who is waited for. `name` is empty, and the last two null, where one may not know them.
+
+    `state` is a `Part`, "unready" or "actor".
+    """
 
     user: uuid.UUID
     name: str
-    state: str  # a `Part`, or "actor"
+    state: str
     last_seen: datetime | None = None
     progress: dict[str, Any] | None = None
 
@@ -173,10 +180,36 @@ class _Look:
         """An open round in which nobody could be asked yet, or nobody else."""
         if round.phase not in OPEN_PHASES or round.deadline is None:
             return None
-        then = "the round is closed without them"
-        said = f"Round {round.number} waits for sites that may be asked: too few are in, or were seen lately."
+        members, there = eligible_now(round)
+        absent = [user for user in members if user not in there]
+        lacking = {missing.user.pk: missing.lack for missing in training_missing(self.training)}
+        who = [self._absent(user, user.pk in lacking) for user in absent[:WHO_TOLD]]
+        named = ", ".join(self._describe(one, lacking.get(one.user)) for one in who[:WHO_NAMED]) + (
+            f" and {len(absent) - WHO_NAMED} more" if len(absent) > WHO_NAMED else ""
+        )
+        then = self._then_asked(round, there)
+        said = f"Round {round.number} waits for sites that may be asked: {len(there)} of {len(members)} may"
+        said += f", missing {named}." if named else "."
         said += f" At {clock(round.deadline)}, {then}."
-        return Blocked("SITES", round.started_at, said, round.deadline, then)
+        return Blocked("SITES", round.started_at, said, round.deadline, then, who)
+
+    def _absent(self, user: User, lacks: bool) -> Who:
+        own = self.insider or user.pk == self.viewer.pk
+        name = self._names([user.pk]).get(user.pk, "")
+        state = UNREADY if lacks else Part.OFFLINE.value
+        return Who(user.pk, name, state, user.last_seen_at if own else None)
+
+    def _then_asked(self, round: Round, there: Sequence[User]) -> str:
+        policy = policy_of(round.policy)
+        if policy.failure_policy == "wait":
+            return "it goes on waiting"
+        if self.training.model.awaits_weights:
+            return "it ends in ERROR (nobody has sent initial weights)"
+        here = {str(user.pk) for user in there}
+        asked = round.tasks.filter(kind=TaskKind.TRAIN).exists()
+        if not asked and len(there) >= policy.min_updates and here.issuperset(policy.required):
+            return "those who may be asked then are asked"
+        return self._then(round, TaskKind.TRAIN)
 
     def _then(self, round: Round, kind: TaskKind) -> str:
         policy, standing = policy_of(round.policy), round_standing(round, kind)
@@ -210,8 +243,10 @@ class _Look:
             )
         return found
 
-    def _describe(self, one: Who) -> str:
+    def _describe(self, one: Who, lack: Lack | None = None) -> str:
         said = [one.state]
+        if lack is not None and self.insider:
+            said.append(lack.text)
         step, of = ((one.progress or {}).get(key) for key in ("step", "of"))
         if step is not None:
             said.append(f"{step} of {of}" if of else f"step {step}")

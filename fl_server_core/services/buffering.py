@@ -14,6 +14,7 @@ from fl_server_core.models import LocalModel, Round, Task, User
 from fl_server_core.models.notifications import NotificationType
 from fl_server_core.selectors.gaps import SUPERSEDED
 from fl_server_core.services.asking import eligible_now
+from fl_server_core.services.heartbeats import phase_end
 from fl_server_core.services.lateness import COUNTED, busy_with, staleness_of
 from fl_server_core.services.round_policy import RoundPolicy, policy_of
 from fl_server_core.services.rounds import tasks_ask
@@ -69,16 +70,28 @@ def _retire(round: Round, policy: RoundPolicy) -> None:
 
 
 def parts_expire(round: Round, policy: RoundPolicy) -> None:
-    """End the parts that were open for as long as a round may last; what they send still counts."""
-    oldest = timezone.now() - timedelta(seconds=policy.seconds)
-    begun = Q(not_before__lte=oldest) | Q(not_before=None, created_at__lte=oldest)
+    """End the parts that were open for as long as a round may last; what they send still counts.
+
+    Who reports progress has longer, and so has everybody in a round that was given more time.
+    """
+    now, span = timezone.now(), timedelta(seconds=policy.seconds)
+    given = round.deadline if round.deadline and round.deadline > round.started_at + span else now
+    parts = Task.objects.filter(
+        round__training=round.training, kind=TaskKind.TRAIN, state=TaskState.OPEN
+    )
+
+    def over(part: Task) -> bool:
+        begun = part.not_before or part.created_at
+        end = phase_end(
+            deadline=begun + span,
+            asked_at=begun,
+            heartbeats=[part.progress_at] if part.progress_at else [],
+            extends=policy.progress_extends,
+        )
+        return max(end, given) <= now
+
     move_all(
-        Task.objects.filter(
-            begun,
-            round__training=round.training,
-            kind=TaskKind.TRAIN,
-            state=TaskState.OPEN,
-        ),
+        [part for part in parts if over(part)],
         TaskState.EXPIRED,
         failure="DEADLINE: nothing arrived in time",
         finished_at=timezone.now(),

@@ -3,6 +3,7 @@
 Callers hold the training's row lock.
 """
 
+from django.db.models import Max
 from django.utils import timezone
 
 from fl_server_core.exceptions import DuplicateUpdate, RoundClosed
@@ -11,7 +12,13 @@ from fl_server_core.models import Blob, GlobalModel, ModelVersion, Round, Task, 
 from fl_server_core.services.asking import eligible_now
 from fl_server_core.services.blobs import blobs_doom_unreferenced
 from fl_server_core.services.round_policy import policy_of
-from fl_server_core.services.rounds import deadline_in, tasks_again, tasks_expire
+from fl_server_core.services.rounds import (
+    deadline_in,
+    pause_after,
+    round_end,
+    tasks_ask_again,
+    tasks_expire,
+)
 from fl_server_core.services.sampling import uniform
 
 KIND = TaskKind.INITIAL_WEIGHTS
@@ -20,11 +27,13 @@ KIND = TaskKind.INITIAL_WEIGHTS
 def initial_ask(round: Round) -> tuple[list[Task], bool]:
     """Ask one participant for the weights: (new parts, whether somebody is asked or may be later).
 
-    Who fails or is late is followed by another, in an order drawn from the training's seed. With the
-    failure policy "wait" the first ones are asked again when all have failed.
+    Who fails or is late is followed by another, in an order drawn from the training's seed; who has an
+    endpoint for messages comes last, as there is none that says this. With the failure policy "wait" they are
+    asked again, one at a time, when all have failed.
     """
-    policy, training = policy_of(round.policy), round.training
-    if round.deadline is not None and round.deadline <= timezone.now():
+    policy = policy_of(round.policy)
+    end = round_end(round, KIND)
+    if end is not None and end <= timezone.now():
         tasks_expire(round=round)
     parts = round.tasks.filter(kind=KIND)
     if parts.filter(state=TaskState.OPEN).exists():
@@ -32,12 +41,12 @@ def initial_ask(round: Round) -> tuple[list[Task], bool]:
     asked = set(parts.values_list("user_id", flat=True))
     members, there = eligible_now(round)
     left = [user for user in there if user.pk not in asked]
-    left.sort(key=lambda user: uniform(training.seed, round.number, f"initial:{user.pk}"))
+    left.sort(key=lambda user: (bool(user.message_endpoint), _chance(round, user)))
     tasks: list[Task] = []
     if left:
         tasks = [Task.objects.create(round=round, user=left[0], kind=KIND, number=round.number)]
-    elif policy.failure_policy == "wait":
-        tasks = tasks_again(round=round, kind=KIND)
+    else:
+        tasks = _ask_one_again(round, there, anew=policy.failure_policy == "wait")
     if tasks:
         round.deadline = deadline_in(policy.seconds)
         round.save(update_fields=["deadline"])
@@ -45,6 +54,30 @@ def initial_ask(round: Round) -> tuple[list[Task], bool]:
         round.deadline is None or round.deadline > timezone.now()
     )
     return tasks, bool(tasks) or waiting
+
+
+def initial_retry(round: Round) -> None:
+    """Begin anew with those who were asked before: the first of them now, the others after it."""
+    _, there = eligible_now(round)
+    asked = set(round.tasks.filter(kind=KIND).values_list("user_id", flat=True))
+    if all(user.pk in asked for user in there):
+        _ask_one_again(round, there, anew=True)
+
+
+def _ask_one_again(round: Round, users: list[User], *, anew: bool) -> list[Task]:
+    """The next one whose turn it is: whoever was asked less often than others, or, `anew`, any one."""
+    most = round.tasks.filter(kind=KIND).aggregate(most=Max("attempt"))["most"] or 0
+    closed = list(round.tasks.filter(kind=KIND, user__in=users).select_related("user"))
+    closed.sort(key=lambda part: (part.attempt, _chance(round, part.user)))
+    if not closed or not (anew or closed[0].attempt < most):
+        return []
+    first = closed[:1]
+    tasks_ask_again(round, KIND, first, pause_after if anew else lambda part: 0.0)
+    return first
+
+
+def _chance(round: Round, user: User) -> float:
+    return uniform(round.training.seed, round.number, f"initial:{user.pk}")
 
 
 def initial_check(*, task: Task, digest: str) -> bool:
@@ -56,7 +89,8 @@ def initial_check(*, task: Task, digest: str) -> bool:
         raise DuplicateUpdate("you have already sent other initial weights")
     training = task.round.training
     running = training.state in {TrainingState.ONGOING, TrainingState.PAUSED}
-    if task.state != TaskState.OPEN or not running or task.round.phase not in OPEN_PHASES:
+    wanted = running and task.round.phase in OPEN_PHASES and training.model.awaits_weights
+    if task.state != TaskState.OPEN or not wanted:
         raise RoundClosed(
             f"nobody waits for these initial weights any more; your part is {task.state}",
             code="TASK_CLOSED",
@@ -66,13 +100,20 @@ def initial_check(*, task: Task, digest: str) -> bool:
 
 
 def initial_set(*, task: Task, owner: User, blob: Blob) -> ModelVersion:
-    """Make the weights version 0 of the model, bound by their digest for everybody, and end the part."""
+    """Make the weights version 0 of the model, bound by their digest for everybody, and end the part.
+
+    The time of the round begins now.
+    """
     blob.save()
     version = ModelVersion.objects.get(pk=task.round.base_version_id)
     empty = version.blob_id
     ModelVersion.objects.filter(pk=version.pk).update(blob=blob)
     GlobalModel.objects.filter(pk=version.model_id).update(awaits_weights=False)
     move(task, TaskState.DONE, finished_at=timezone.now())
+    seconds = policy_of(task.round.policy).seconds
+    paused = task.round.training.state == TrainingState.PAUSED
+    time = {"remaining": seconds} if paused else {"deadline": deadline_in(seconds)}
+    Round.objects.filter(pk=task.round_id).update(**time)
     blobs_doom_unreferenced(ids=[empty])
     version.blob = blob
     return version

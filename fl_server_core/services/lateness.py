@@ -19,7 +19,7 @@ from fl_server_core.lifecycle import (
     move_all,
 )
 from fl_server_core.models import LocalModel, ModelVersion, Round, Task, Training, User
-from fl_server_core.selectors.gaps import LATE_COUNTS, ROUND_FULL
+from fl_server_core.selectors.gaps import LATE_COUNTS, ROUND_FULL, ROUND_SKIPPED
 from fl_server_core.services.blobs import blobs_doom_unreferenced
 from fl_server_core.services.round_policy import RoundPolicy, policy_of
 
@@ -94,7 +94,7 @@ def late_updates_adopt(round: Round) -> int:
         staleness = staleness_of(update.round.base_version, round.base_version)
         if staleness > policy.max_staleness:
             said = f"TOO_STALE: {staleness} versions old, max_staleness is {policy.max_staleness}"
-            move(update, UpdateState.REFUSED, reason=said)
+            _refuse([update], said)
         elif update.owner_id in counted:
             continue
         elif policy.buffer_size is not None and len(counted) >= policy.buffer_size:
@@ -124,10 +124,31 @@ def late_updates_settle() -> int:
     """Refuse what still waits in trainings that have ended, and give its files up. Returns how many."""
     ended = [TrainingState.COMPLETED, TrainingState.CANCELLED]
     left = list(LocalModel.objects.filter(state=UpdateState.RECEIVED, training__state__in=ended))
-    blobs = [update.blob_id for update in left if update.blob_id is not None]
-    move_all(left, UpdateState.REFUSED, reason="TRAINING_ENDED: no further round", blob=None)
-    blobs_doom_unreferenced(ids=blobs)
+    _refuse(left, "TRAINING_ENDED: no further round")
     return len(left)
+
+
+def updates_pass_over(round: Round) -> None:
+    """A round is skipped: what came is not lost where late updates count, else refused with the reason."""
+    came = LocalModel.objects.filter(round=round, state=UpdateState.ACCEPTED)
+    if not policy_of(round.policy).takes_late:
+        _refuse(list(came), f"{ROUND_SKIPPED}: round {round.number} had too few updates to count")
+        return
+    for update in came.select_related("trained_in"):
+        answered = update.trained_in or round
+        move(update, UpdateState.RECEIVED, round=answered, trained_in=None, staleness=0)
+
+
+def _refuse(updates: list[LocalModel], why: str) -> None:
+    blobs = [
+        pk
+        for update in updates
+        for pk in (update.blob_id, update.extras_id, update.mask_id)
+        if pk is not None
+    ]
+    move_all(updates, UpdateState.REFUSED, reason=why, blob=None, extras=None, mask=None)
+    if blobs:
+        blobs_doom_unreferenced(ids=blobs)
 
 
 def busy_with(training: Training) -> dict[str, int]:

@@ -23,7 +23,8 @@ class RoundPolicy:
     round_deadline: float | None = field(
         default=None,
         metadata={
-            "doc": "Seconds a round or test waits, at most a year; the server's default if null.",
+            "doc": "Seconds a round or test waits, at most a year; the server's default if null. Where sites "
+            "report progress it may last up to twice as long, see progress_extends.",
             "gt": 0.0,
             "le": 31_536_000,
         },
@@ -356,6 +357,7 @@ def decide(policy: RoundPolicy, now: Standing) -> tuple[Step, str]:
         return Step.FAIL, f"DEADLINE_MISSED: {now.open} of {now.asked} sites sent nothing in time"
     if quorum:
         return Step.CLOSE, ""
-    if policy.at_deadline == "extend" and now.extensions < policy.max_extensions:
+    anybody = now.overdue or now.lost  # else nobody is left who could be asked again
+    if policy.at_deadline == "extend" and anybody and now.extensions < policy.max_extensions:
         return Step.EXTEND, ""
     return (Step.SKIP if policy.at_deadline == "skip" else Step.FAIL), ""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from django.db.models import Q, QuerySet
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from fl_server_core.exceptions import DuplicateUpdate, Invalid, NotPermitted, RoundClosed
@@ -188,8 +189,12 @@ def update_check(*, training: Training, owner: User, number: int) -> Task:
     """The open task that an update for this round would finish, or the reason why there is none.
 
     A pause takes updates: who has worked for hours does not lose them, and the round goes on with them.
+    A SWAG round takes late ones, where they count.
     """
-    if training.state not in {TrainingState.ONGOING, TrainingState.PAUSED}:
+    taking = {TrainingState.ONGOING, TrainingState.PAUSED}
+    if policy_of(training.options).takes_late:
+        taking.add(TrainingState.SWAG_ROUND)
+    if training.state not in taking:
         raise RoundClosed(
             f"training {training.pk} is {training.get_state_display()}; it takes no updates",
             code="TRAINING_NOT_RUNNING",
@@ -409,23 +414,35 @@ def round_end(round: Round, kind: TaskKind) -> datetime | None:
     """When the deadline takes effect; later than it says while participants who are at work say so."""
     if round.deadline is None or round.deadline > timezone.now():
         return round.deadline
-    parts = list(round.tasks.filter(kind=kind, state=TaskState.OPEN))
+    policy = policy_of(round.policy)
+    outlive = policy.buffered and kind == TaskKind.TRAIN  # parts their rounds
+    among = {"round__training": round.training_id} if outlive else {"round": round}
+    parts = list(Task.objects.filter(**among, kind=kind, state=TaskState.OPEN))
+    begun = [part.not_before or part.created_at for part in parts]
+    if outlive:
+        begun = [max(round.started_at, since) for since in begun]
     return phase_end(
         deadline=round.deadline,
-        asked_at=min(
-            (part.not_before or part.created_at for part in parts), default=round.deadline
-        ),
+        asked_at=min(begun, default=round.deadline),
         heartbeats=[part.progress_at for part in parts if part.progress_at is not None],
-        extends=policy_of(round.policy).progress_extends,
+        extends=policy.progress_extends,
     )
 
 
 def _lost(round: Round, kind: TaskKind) -> QuerySet[Task]:
-    return round.tasks.filter(
-        kind=kind,
-        state__in=[TaskState.FAILED, TaskState.EXPIRED],
-        user__in=participants_active(round.training),
+    return _unanswered(round, kind, [TaskState.FAILED, TaskState.EXPIRED])
+
+
+def _unanswered(round: Round, kind: TaskKind, states: Sequence[TaskState]) -> QuerySet[Task]:
+    """Parts in these states of participants who are in, and of whom no late update counts instead."""
+    parts = round.tasks.filter(
+        kind=kind, state__in=states, user__in=participants_active(round.training)
     )
+    if kind != TaskKind.TRAIN:
+        return parts
+    counted = [UpdateState.ACCEPTED, UpdateState.CONSUMED]
+    instead = LocalModel.objects.filter(round=round, state__in=counted)
+    return parts.exclude(user__in=instead.values("owner"))
 
 
 def round_extend(round: Round, seconds: float) -> None:
@@ -441,29 +458,27 @@ def tasks_again(*, round: Round, kind: TaskKind) -> list[Task]:
     Who is late is asked at once; who said that it failed after a pause.
     """
     asked = list(_lost(round, kind).select_related("user"))
-    _ask_again(
-        round,
-        kind,
-        asked,
-        lambda task: 0.0 if task.state == TaskState.EXPIRED else pause_before(task.attempt),
-    )
+    tasks_ask_again(round, kind, asked, pause_after)
     return asked
+
+
+def pause_after(task: Task) -> float:
+    """Seconds before somebody is asked again whose part has ended so."""
+    return pause_before(task.attempt) if task.state == TaskState.FAILED else 0.0
 
 
 def tasks_reopen(*, round: Round, kind: TaskKind) -> list[Task]:
     """For a retry: ask everybody at once whose part ended without an answer and who is in; what is done stays."""
     closed = [TaskState.FAILED, TaskState.EXPIRED, TaskState.CANCELLED]
-    missing = round.tasks.filter(
-        kind=kind, state__in=closed, user__in=participants_active(round.training)
-    )
-    asked = list(missing.select_related("user"))
-    _ask_again(round, kind, asked, lambda task: 0.0)
+    asked = list(_unanswered(round, kind, closed).select_related("user"))
+    tasks_ask_again(round, kind, asked, lambda task: 0.0)
     return asked
 
 
-def _ask_again(
-    round: Round, kind: TaskKind, asked: list[Task], pause: Callable[[Task], float]
+def tasks_ask_again(
+    round: Round, kind: TaskKind, asked: Sequence[Task], pause: Callable[[Task], float]
 ) -> None:
+    """Open these parts again and queue the messages that say so; `pause(task)` is in seconds."""
     now = timezone.now()
     for task in asked:
         move(
@@ -486,6 +501,12 @@ def _ask_again(
             round=number,
             tasks=asked,
         )
+
+
+def parts_shift(*, training: Training, by: timedelta) -> None:
+    """Begin all open parts so much later: the time of a pause is nobody's."""
+    open_parts = Task.objects.filter(round__training=training, state=TaskState.OPEN)
+    open_parts.update(not_before=Coalesce("not_before", "created_at") + by)
 
 
 def tasks_expire(*, round: Round) -> None:
