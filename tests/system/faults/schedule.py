@@ -10,11 +10,12 @@ from pathlib import Path
 
 from fl_server_core.killpoints import POINTS
 from tests.system.faults.clients import OUTAGES, Hook, quiet
-from tests.system.faults.lanes import Lane, lanes
+from tests.system.faults.lanes import Lane
 from tests.system.faults.stacks import Embedded, Production, Stack
+from tests.system.faults.ways import all_lanes
 
 STACKS: dict[str, Callable[..., Stack]] = {"embedded": Embedded, "production": Production}
-ARMED = 3  # points at a time
+ARMED = 4  # points at a time
 POINT_SECONDS = 60.0  # that they are waited for before one more is armed
 PROGRESS_SECONDS = 240.0
 CALM_SECONDS = 300.0
@@ -37,15 +38,20 @@ class Fault:
 
 
 def schedule(stack: Stack, seed: int, count: int) -> list[Fault]:
-    """Half of them at points, each point once before any comes again; the others at random times."""
+    """Half of them at points, each point once before any comes again; the others at random times.
+
+    The stacks go through the points from different ends: together they come to more of them.
+    """
     draw = random.Random(seed)  # noqa: S311 - repeatable, and no secret
-    points: list[str] = []
+    order = draw.sample(sorted(POINTS), len(POINTS))
+    if isinstance(stack, Embedded):
+        order.reverse()
     faults = []
+    points: list[str] = []
     for number in range(count):
         if number % 2:
             if not points:
-                points = sorted(POINTS)
-                draw.shuffle(points)
+                points = list(order)
             faults.append(Fault(point=points.pop(), passes=draw.choice([0, 0, 0, 1, 3])))
             continue
         together = draw.choices([1, 2, 3], [6, 3, 1])[0]
@@ -84,7 +90,9 @@ class Run:
                     lane.check()
                     lane.close()
                 assert not OUTAGES["500"], f"an outage is no bug of the server: {dict(OUTAGES)}"
-                report = self._report(working, calm, time.monotonic() - began)
+                again = self._asked_again()
+                assert again, "no deadline has passed"
+                report = self._report(working, calm, time.monotonic() - began, again)
                 assert not (never := self.stack.traps.never_hit()), f"never hit: {sorted(never)}"
         finally:
             self._stop.set()
@@ -108,7 +116,7 @@ class Run:
     @contextlib.contextmanager
     def _lanes(self, hook: Hook) -> Iterator[list[Lane]]:
         """All lanes at work; at the end each ends its turn, undisturbed."""
-        working = lanes(self.stack, self._stop, self.folder, hook)
+        working = all_lanes(self.stack, self._stop, self.folder, hook)
         threads = [
             threading.Thread(target=self._drive, args=(lane,), daemon=True) for lane in working
         ]
@@ -174,12 +182,17 @@ class Run:
             self._check(working)
             time.sleep(0.05)
 
-    def _report(self, working: list[Lane], calm: float, seconds: float) -> str:
+    def _asked_again(self) -> int:
+        """Parts that were late, or failed, and were asked for again."""
+        ((count,),) = self.stack.rows("SELECT count(*) FROM fl_server_core_task WHERE attempt > 1")
+        return int(str(count))
+
+    def _report(self, working: list[Lane], calm: float, seconds: float, again: int) -> str:
         turns = ", ".join(f"{lane.name} {lane.turns}" for lane in working)
         fired = sum(self.stack.traps.fired().values())
         kills = len(self.done) - sum(bool(fault.point) for fault in self.faults) + fired
         return (
             f"{self.stack.traps.table()}\n\n{self.kind}, seed {self.seed}: {kills} faults "
             f"({fired} at points; armed in vain: {self.unreached}), "
-            f"{seconds:.0f} s (undisturbed {calm:.0f} s)\nturns: {turns}\nclients saw: {dict(OUTAGES)}\n{self.command}"
+            f"{seconds:.0f} s (undisturbed {calm:.0f} s)\nturns: {turns}\nparts asked for again: {again}\nclients saw: {dict(OUTAGES)}\n{self.command}"
         )
