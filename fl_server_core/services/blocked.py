@@ -173,7 +173,8 @@ class _Look:
         """An open round in which nobody could be asked yet, or nobody else."""
         if round.phase not in OPEN_PHASES or round.deadline is None:
             return None
-        then = "the round is closed without them"
+        waits = policy_of(round.policy).failure_policy == "wait"
+        then = "the deadline is moved" if waits else "the round is closed without them"
         said = f"Round {round.number} waits for sites that may be asked: too few are in, or were seen lately."
         said += f" At {clock(round.deadline)}, {then}."
         return Blocked("SITES", round.started_at, said, round.deadline, then)

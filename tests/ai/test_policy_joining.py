@@ -119,6 +119,19 @@ def test_with_too_few_at_the_deadline_the_training_fails() -> None:
     assert running.now.state == "E"
 
 
+def test_with_the_policy_wait_the_training_waits_past_the_deadline_for_those_who_join() -> None:
+    running = scene("a", "b", require={"gpu": True}, min_updates=2, failure_policy="wait")
+    join(running, "a", gpu=True)
+    overdue(running)
+
+    sweep()
+    moved = running.round.deadline
+    join(running, "b", gpu=True)
+
+    assert moved > timezone.now()
+    assert asked(running) == {"a", "b"}
+
+
 def test_later_rounds_ask_whoever_has_it_then() -> None:
     running = scene("a", "b", require={"gpu": True}, skip_model_tests=True)
     for name in ("a", "b"):
