@@ -302,3 +302,17 @@ def test_a_model_without_weights_says_so_and_takes_no_empty_ones() -> None:
     provide(running, "a")
     assert Blob.objects.filter(doomed_at=None).count() <= before
     assert running.round.phase in {RoundPhase.NOTIFYING, RoundPhase.COLLECTING}
+
+
+def test_with_the_policy_wait_weights_are_waited_for_until_somebody_may_be_asked() -> None:
+    running = announced("a", "b", failure_policy="wait", require={"gpu": True})
+    overdue(running)
+
+    sweep()
+    moved = running.round.deadline
+    for name in ("a", "b"):
+        join(running, name, gpu=True)
+
+    assert moved > timezone.now()
+    assert running.now.state == "O"
+    assert provider(running) in {"a", "b"}

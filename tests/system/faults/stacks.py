@@ -38,6 +38,7 @@ class Stack(Protocol):
     """What the lanes and the schedule need of a deployment."""
 
     base: str
+    folder: Path
     traps: Traps
     targets: Sequence[str]
 
