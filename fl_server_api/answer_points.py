@@ -15,6 +15,15 @@ ANSWERS = {
     ("POST", "models/<str:pk>/metrics/"): "answer.metrics",
     ("POST", "models/<str:pk>/swag/"): "answer.moments",
     ("POST", "inference/"): "answer.question",
+    ("POST", "models/<str:pk>/calibration/"): "answer.calibration",
+    ("POST", "clients/me/join/"): "answer.join",
+    ("POST", "tasks/<str:pk>/failure/"): "answer.failure",
+    ("PUT", "trainings/<str:pk>/clients/"): "answer.clients",
+    ("DELETE", "trainings/<str:pk>/clients/"): "answer.clients",
+    **{
+        ("POST", f"trainings/<str:pk>/{control}/"): "answer.control"
+        for control in ("pause", "resume", "cancel", "retry", "extend")
+    },
     ("GET", "tasks/"): "answer.task",
     ("POST", "uploads/"): "answer.upload",
     ("PATCH", "uploads/<str:pk>/"): "answer.piece",

@@ -20,7 +20,10 @@ from django.db import transaction
 COMMITS = (
     "model.create", "training.create", "training.start", "update.accept", "metrics.accept", "moments.accept",
     "question.ask", "round.publish", "chain.step", "moments.publish", "metrics.mean", "event.finish",
-    "question.finish", "upload.create",
+    "question.finish", "upload.create", "round.deadline", "round.collect", "round.extend", "task.fail",
+    "event.give_up", "training.pause", "training.resume", "training.cancel", "training.retry",
+    "training.delete", "clients.add", "clients.remove", "client.join", "initial.accept",
+    "statistics.want", "statistics.store",
 )  # fmt: skip
 # One statement, one message, one file or one answer.
 STEPS = (
@@ -28,11 +31,12 @@ STEPS = (
     "hint.event", "hint.messages", "hint.question", "wake", "blob.discard", "blob.delete", "sweep",
     "answer.model", "answer.training", "answer.start", "answer.update", "answer.metrics", "answer.moments",
     "answer.question", "answer.task", "answer.upload", "answer.piece", "upload.append", "upload.finish",
-    "upload.used",
+    "upload.used", "answer.join", "answer.control", "answer.failure", "answer.clients",
+    "answer.calibration",
 )  # fmt: skip
 BETWEEN = (
     "upload.staged", "file.synced", "blob.delete:file", "aggregation.written", "moments.written",
-    "question.answered",
+    "question.answered", "state.written", "round.skip", "update.adopt", "report.judged",
 )  # fmt: skip
 POINTS = frozenset(
     [f"{step}.commit:{side}" for step in COMMITS for side in ("before", "after")]

@@ -61,7 +61,9 @@ def job_work(job_id: int) -> None:
                 return
             notes: list[str] = []
             if job.kind == JobKind.CALIBRATION:
-                _store(job, [_judged(job, notes)], notes)
+                report = _judged(job, notes)
+                reached("report.judged")
+                _store(job, [report], notes)
                 return
             answer = _answer(job, notes)
             reached("question.answered")

@@ -6,7 +6,6 @@ Clients learn of it at their next poll or progress report; polls that wait wake 
 
 from datetime import datetime, timedelta
 
-from django.db import transaction
 from django.utils import timezone
 
 from fl_server_ai.dispatch import dispatch_event, dispatch_notifications
@@ -18,6 +17,7 @@ from fl_server_ai.services.rounds import (
     round_advance,
 )
 from fl_server_core.exceptions import Conflict, IllegalMove, Invalid
+from fl_server_core.killpoints import committing
 from fl_server_core.lifecycle import (
     EventState,
     RoundPhase,
@@ -48,7 +48,7 @@ ASKED = {
 }
 
 
-@transaction.atomic
+@committing("training.pause")
 def training_pause(*, training: Training, user: User) -> Training:
     """Ask nobody and begin no work until `training_resume`; deadlines stand still.
 
@@ -68,7 +68,7 @@ def training_pause(*, training: Training, user: User) -> Training:
     return training
 
 
-@transaction.atomic
+@committing("training.resume")
 def training_resume(*, training: Training, user: User) -> Training:
     """Go on where the pause began, with what has arrived since and the time that was left."""
     training = _steered(training, user)
@@ -93,7 +93,7 @@ def training_resume(*, training: Training, user: User) -> Training:
     return training
 
 
-@transaction.atomic
+@committing("training.cancel")
 def training_cancel(*, training: Training, user: User) -> Training:
     """End a training for good. What is being worked on is thrown away; published versions stay."""
     training = _steered(training, user)
@@ -117,7 +117,7 @@ def training_cancel(*, training: Training, user: User) -> Training:
     return training
 
 
-@transaction.atomic
+@committing("training.retry")
 def training_retry(*, training: Training, user: User) -> Training:
     """Take a training out of ERROR, at the step that failed.
 
@@ -162,7 +162,7 @@ def training_retry(*, training: Training, user: User) -> Training:
     return training
 
 
-@transaction.atomic
+@committing("round.extend")
 def round_extend(
     *,
     training: Training,

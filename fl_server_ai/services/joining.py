@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from django.db import transaction
-
 from fl_server_ai.aggregation.dtypes import check_aggregated
 from fl_server_ai.containers import check_finite, check_some
 from fl_server_ai.services.intake import canonical_blob
 from fl_server_ai.services.rounds import RUNNING, round_advance
 from fl_server_core.exceptions import Invalid, NotPermitted
+from fl_server_core.killpoints import committing
 from fl_server_core.lifecycle import OPEN_PHASES, TaskKind
 from fl_server_core.models import Round, Task, User
 from fl_server_core.services.blobs import blob_discard
@@ -55,7 +54,7 @@ def initial_submit(
         check_finite(publish.path, manifest)
         publish()
         try:
-            with transaction.atomic():
+            with committing("initial.accept"):
                 training_locked(task.round.training_id)
                 fresh = Task.objects.select_related("round__training").get(pk=task.pk, user=owner)
                 created = initial_check(task=fresh, digest=blob.digest)

@@ -5,6 +5,7 @@ from django.db.models import Exists, OuterRef
 
 from fl_server_ai.notifications.delivery import deliver_due
 from fl_server_ai.services.rounds import round_advance
+from fl_server_core.killpoints import committing
 from fl_server_core.lifecycle import NotificationState, RoundPhase, move
 from fl_server_core.models import Notification, Round, Task
 from fl_server_core.services.rounds import task_fail
@@ -35,7 +36,7 @@ def _end_notifying() -> None:
     )
     told = Round.objects.filter(~Exists(waiting), phase=RoundPhase.NOTIFYING)
     for pk, training_id in told.values_list("pk", "training_id"):
-        with transaction.atomic():
+        with committing("round.collect"):
             training_locked(training_id)  # an update that arrives now may make the same move
             round = Round.objects.get(pk=pk)
             if round.phase == RoundPhase.NOTIFYING:

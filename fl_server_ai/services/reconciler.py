@@ -5,14 +5,13 @@ import time
 from dataclasses import dataclass
 from datetime import timedelta
 
-from django.db import transaction
 from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from fl_server_ai.dispatch import dispatch_event, dispatch_inference, dispatch_notifications
 from fl_server_ai.services.rounds import RUNNING, round_advance, training_fail
 from fl_server_core.exceptions import Unavailable
-from fl_server_core.killpoints import reached
+from fl_server_core.killpoints import committing, reached
 from fl_server_core.lifecycle import (
     OPEN_PHASES,
     EventState,
@@ -91,7 +90,7 @@ def _questions() -> None:
 
 def event_give_up(*, event: TrainerEvent, reason: str) -> None:
     """End a piece of work and its training with a reason; nothing happens if it isn't ours to end."""
-    with transaction.atomic():
+    with committing("event.give_up"):
         training = training_locked(event.training_id)
         if not events.event_fail(event=event, error=reason):
             return
@@ -120,7 +119,8 @@ def _deadlines() -> int:
         ).values_list("training_id", flat=True)
     )
     for training_id in overdue:
-        round_advance(training_id=training_id)
+        with committing("round.deadline"):
+            round_advance(training_id=training_id)
     return len(overdue)
 
 

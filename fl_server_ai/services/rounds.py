@@ -12,6 +12,7 @@ from fl_server_ai.dispatch import dispatch_event, dispatch_notifications
 from fl_server_ai.notifications import wakeups
 from fl_server_ai.services.chaining import AGGREGATE, starts_of, step_after
 from fl_server_ai.services.training_options import trainer_options
+from fl_server_core.killpoints import reached
 from fl_server_core.lifecycle import (
     OPEN_PHASES,
     RoundPhase,
@@ -120,6 +121,7 @@ def _skip(round: Round, why: str) -> None:
     if not policy_of(round.policy).buffered:
         tasks_close(round=round)
     updates_pass_over(round)
+    reached("round.skip")
     move(round, RoundPhase.SKIPPED, reason=why, deadline=None, finished_at=timezone.now())
     _event(round.training, round, TRAINING_ROUND_FINISHED)
 
@@ -197,15 +199,21 @@ def _is_asked(training: Training, round: Round) -> bool:
     if outcome == Asked.EMPTY:
         _skip(round, f"EMPTY_SAMPLE: the draw of round {round.number} has too few sites")
         return False
-    if outcome != Asked.WAITING or not participants_active(training):
-        return True
-    overdue = round.deadline is None or round.deadline <= timezone.now()
+    if outcome == Asked.WAITING and participants_active(training):
+        return _is_too_late(round)
+    return True
+
+
+def _is_too_late(round: Round) -> bool:
+    """Whether too few may still be asked at the deadline; with the failure policy wait it is moved instead."""
     policy = policy_of(round.policy)
-    if overdue and policy.failure_policy == "wait":  # nobody is given up, whoever is asked or not
-        round.deadline = deadline_in(policy.seconds)
-        round.save(update_fields=["deadline"])
+    if round.deadline is not None and round.deadline > timezone.now():
         return False
-    return overdue
+    if policy.failure_policy != "wait":
+        return True
+    round.deadline = deadline_in(policy.seconds)
+    round.save(update_fields=["deadline"])
+    return False
 
 
 def _close_test(training: Training, round: Round) -> TrainerEvent | None:

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import connection
 from django.db.models import F, Q
 from django.utils import timezone
 
@@ -14,6 +14,7 @@ from fl_server_ai.services.places import place
 from fl_server_ai.services.rounds import round_advance
 from fl_server_ai.services.training_options import client_config, trainer_options
 from fl_server_core.exceptions import Invalid, NotFound
+from fl_server_core.killpoints import committing
 from fl_server_core.lifecycle import (
     OPEN_PHASES,
     TERMINAL_TRAINING_STATES,
@@ -296,7 +297,7 @@ def _check_progress(progress: dict[str, Any]) -> None:
         raise Invalid(f"progress is larger than {MAX_PROGRESS} bytes", code="BAD_PROGRESS")
 
 
-@transaction.atomic
+@committing("task.fail")
 def task_failure(*, task: Task, user: User, code: str, text: str, log_tail: str = "") -> None:
     """End a client's part in a round because it says that it failed; the round goes on without it.
 

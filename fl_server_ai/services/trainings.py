@@ -4,7 +4,6 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from django.db import transaction
 from django.utils import timezone
 
 from fl_server_ai.aggregation.dtypes import check_aggregated
@@ -183,7 +182,7 @@ def training_finish(training: Training, round: Round) -> None:
     wakeups.publish([str(pk) for pk in receivers])
 
 
-@transaction.atomic
+@committing("clients.remove")
 def training_clients_remove(
     *, training: Training, user: User, clients: Sequence[uuid.UUID]
 ) -> None:

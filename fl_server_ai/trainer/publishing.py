@@ -64,6 +64,7 @@ def aggregate_round(
             if state_out.exists():  # only of strategies that remember something
                 blobs.shared = _shared_blob(training, round, state_out)
                 blobs.state = _state_blob(state_out)
+                reached("state.written")
             published = _publish(training, round, updates, result, blobs, options, work)
         except BaseException:
             _discard(blobs.all)

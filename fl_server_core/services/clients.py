@@ -4,8 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from django.db import transaction
-
+from fl_server_core.killpoints import committing
 from fl_server_core.lifecycle import TERMINAL_TRAINING_STATES
 from fl_server_core.models import ClientProfile, Training, User
 from fl_server_core.services.requirements import Lack, lacks
@@ -30,7 +29,7 @@ class Share:
     share: float | None
 
 
-@transaction.atomic
+@committing("client.join")
 def profile_set(
     *,
     user: User,

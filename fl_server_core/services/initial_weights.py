@@ -11,7 +11,7 @@ from fl_server_core.lifecycle import OPEN_PHASES, TaskKind, TaskState, TrainingS
 from fl_server_core.models import Blob, GlobalModel, ModelVersion, Round, Task, User
 from fl_server_core.services.asking import eligible_now
 from fl_server_core.services.blobs import blobs_doom_unreferenced
-from fl_server_core.services.round_policy import policy_of
+from fl_server_core.services.round_policy import RoundPolicy, policy_of
 from fl_server_core.services.rounds import (
     deadline_in,
     pause_after,
@@ -50,10 +50,18 @@ def initial_ask(round: Round) -> tuple[list[Task], bool]:
     if tasks:
         round.deadline = deadline_in(policy.seconds)
         round.save(update_fields=["deadline"])
-    waiting = len(there) < len(members) and (
-        round.deadline is None or round.deadline > timezone.now()
-    )
-    return tasks, bool(tasks) or waiting
+    return tasks, bool(tasks) or (len(there) < len(members) and _may_come(round, policy))
+
+
+def _may_come(round: Round, policy: RoundPolicy) -> bool:
+    """Whether others are waited for that may be asked later; with the failure policy "wait" always."""
+    if round.deadline is None or round.deadline > timezone.now():
+        return True
+    if policy.failure_policy != "wait":
+        return False
+    round.deadline = deadline_in(policy.seconds)
+    round.save(update_fields=["deadline"])
+    return True
 
 
 def initial_retry(round: Round) -> None:

@@ -9,6 +9,7 @@ from django.db.models import Count, Q
 from django.utils import timezone
 
 from fl_server_core.exceptions import DuplicateUpdate, RoundClosed
+from fl_server_core.killpoints import reached
 from fl_server_core.lifecycle import (
     OPEN_PHASES,
     TaskKind,
@@ -101,6 +102,7 @@ def late_updates_adopt(round: Round) -> int:
             break
         else:
             _count_in(round, update, staleness)
+            reached("update.adopt")
             counted.add(update.owner_id)
             adopted += 1
     return adopted

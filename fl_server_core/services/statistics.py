@@ -4,9 +4,9 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from django.db import transaction
 from django.utils import timezone
 
+from fl_server_core.killpoints import committing
 from fl_server_core.lifecycle import EventState
 from fl_server_core.models import GlobalModel, InferenceJob, ModelStatistics
 from fl_server_core.models.inference import JobKind
@@ -14,7 +14,7 @@ from fl_server_core.models.inference import JobKind
 KEPT = timedelta(days=1)  # without a model that has them
 
 
-@transaction.atomic
+@committing("statistics.store")
 def statistics_store(*, model: GlobalModel, key: str, result: dict[str, Any]) -> ModelStatistics:
     """Keep the result and point the model at it. Twice does no harm: it is the same result."""
     row, _ = ModelStatistics.objects.update_or_create(key=key, defaults={"result": result})
@@ -22,7 +22,7 @@ def statistics_store(*, model: GlobalModel, key: str, result: dict[str, Any]) ->
     return row
 
 
-@transaction.atomic
+@committing("statistics.want")
 def statistics_want(
     *, model: GlobalModel, key: str, create: Callable[[], InferenceJob]
 ) -> ModelStatistics:

@@ -82,7 +82,7 @@ def may_steer(training: Training, user: User) -> None:
         raise NotPermitted("only the actor of a training may do this")
 
 
-@transaction.atomic
+@committing("clients.add")
 def training_add_clients(*, training: Training, user: User, clients: Sequence[uuid.UUID]) -> None:
     """Let clients take part from the next round on; those who are in already stay as they are.
 
@@ -159,7 +159,7 @@ def _clients(ids: Sequence[uuid.UUID]) -> list[User]:
     return users
 
 
-@transaction.atomic
+@committing("training.delete")
 def training_delete(*, training: Training, user: User) -> None:
     """Delete a training that isn't running, with its updates; the model and its versions stay.
 

@@ -9,7 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from django.conf import settings
-from django.db import connection
+from django.db import connection, transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from fl_server_core.exceptions import (
@@ -39,19 +40,18 @@ class Taken:
 
 @committing("upload.create")
 def upload_create(*, owner: User, length: int, sha256: str = "", metadata: str = "") -> Upload:
-    """Announce a file. `OutOfSpace` at once if the disk could not take it, however long it takes to come."""
+    """Announce a file. `OutOfSpace` at once if the disk could not take it, however long it takes to come.
+
+    Whose uploads are too many loses the oldest one that no byte has come for: an answer that was lost on its
+    way leaves one that nobody knows of. Where bytes have come for all, it is a `Conflict`.
+    """
     if length < 1:
         raise Invalid("Upload-Length is at least 1", code="BAD_LENGTH")
     if length > settings.FL_MAX_MODEL_BYTES:
         raise TooLarge(f"{length:,} bytes; a file may have {settings.FL_MAX_MODEL_BYTES:,}")
-    waiting = Upload.objects.filter(
-        owner=owner, used_at=None, expires_at__gt=timezone.now()
-    ).count()
-    if waiting >= settings.FL_UPLOADS:
-        raise Conflict(
-            f"{waiting} of your uploads are not used yet; use or delete some, or let them expire",
-            code="TOO_MANY_UPLOADS",
-        )
+    waiting = Upload.objects.filter(owner=owner, used_at=None, expires_at__gt=timezone.now())
+    if waiting.count() >= settings.FL_UPLOADS:
+        _make_room(waiting)
     parts = Parts.folder()
     if shutil.disk_usage(parts).free < length:
         raise OutOfSpace("the server's disk has no room for this file; nothing was stored")
@@ -64,6 +64,20 @@ def upload_create(*, owner: User, length: int, sha256: str = "", metadata: str =
     )
     Parts(upload.pk).create()
     return upload
+
+
+def _make_room(waiting: QuerySet[Upload]) -> None:
+    """Forget the oldest upload without a byte. Who begins to send one just now is told that it is gone."""
+    for upload in waiting.filter(finished_at=None).order_by("expires_at", "pk"):
+        parts = Parts(upload.pk)
+        if parts.size() == 0:
+            upload.delete()
+            transaction.on_commit(parts.delete)
+            return
+    raise Conflict(
+        f"{waiting.count()} of your uploads are not used yet; use or delete some, or let them expire",
+        code="TOO_MANY_UPLOADS",
+    )
 
 
 def upload_offset(upload: Upload) -> int:

@@ -119,6 +119,19 @@ def test_with_too_few_at_the_deadline_the_training_fails() -> None:
     assert running.now.state == "E"
 
 
+def test_with_the_policy_wait_the_training_waits_past_the_deadline_for_those_who_join() -> None:
+    running = scene("a", "b", require={"gpu": True}, min_updates=2, failure_policy="wait")
+    join(running, "a", gpu=True)
+    overdue(running)
+
+    sweep()
+    moved = running.round.deadline
+    join(running, "b", gpu=True)
+
+    assert moved > timezone.now()
+    assert asked(running) == {"a", "b"}
+
+
 def test_later_rounds_ask_whoever_has_it_then() -> None:
     running = scene("a", "b", require={"gpu": True}, skip_model_tests=True)
     for name in ("a", "b"):
@@ -289,3 +302,17 @@ def test_a_model_without_weights_says_so_and_takes_no_empty_ones() -> None:
     provide(running, "a")
     assert Blob.objects.filter(doomed_at=None).count() <= before
     assert running.round.phase in {RoundPhase.NOTIFYING, RoundPhase.COLLECTING}
+
+
+def test_with_the_policy_wait_weights_are_waited_for_until_somebody_may_be_asked() -> None:
+    running = announced("a", "b", failure_policy="wait", require={"gpu": True})
+    overdue(running)
+
+    sweep()
+    moved = running.round.deadline
+    for name in ("a", "b"):
+        join(running, name, gpu=True)
+
+    assert moved > timezone.now()
+    assert running.now.state == "O"
+    assert provider(running) in {"a", "b"}

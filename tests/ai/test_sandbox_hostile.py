@@ -23,6 +23,7 @@ from fl_server_ai.sandbox.errors import (
 )
 from fl_server_ai.sandbox.parent import SandboxPool
 from fl_server_ai.sandbox.plans import Drawn, Dropout, Plain
+from fl_server_ai.sandbox.preparation import Preparation
 from fl_server_ai.sandbox.process import Child, Settings
 from fl_server_ai.sandbox.programs import Program
 from fl_server_ai.sandbox.tensors import RawTensor
@@ -123,7 +124,7 @@ def test_a_program_that_no_check_has_seen_reaches_no_file_either(tmp_path: Path,
     # torch.save says nothing of a file that it could not open.
     expected = pytest.raises(ProgramFailed) if "from_file" in line else contextlib.nullcontext()
     with expected:
-        child.predict((raw(images()),), Plain(), time.monotonic() + 30)
+        child.predict((raw(images()),), Plain(), time.monotonic() + 30, Preparation())
 
     child.kill()
     assert not (tmp_path / "written").exists()

@@ -323,13 +323,40 @@ def test_more_than_announced_is_refused(ada) -> None:
     assert (answer.status_code, answer.json()["code"]) == (413, "TOO_LARGE")
 
 
-def test_nobody_has_more_unused_uploads_than_allowed(ada, settings) -> None:
+def test_uploads_that_are_begun_are_not_more_than_allowed(ada, settings) -> None:
     settings.FL_UPLOADS = 2
-    begin(ada), begin(ada)
+    for _ in range(2):
+        patch(ada, begin(ada), DATA[:1])
 
     third = announce(ada)
 
     assert (third.status_code, third.json()["code"]) == (409, "TOO_MANY_UPLOADS")
+
+
+def test_announcements_whose_answers_were_lost_lock_nobody_out(
+    ada, settings, django_capture_on_commit_callbacks
+) -> None:
+    settings.FL_UPLOADS = 2
+    begun = begin(ada)
+    patch(ada, begun, DATA[:100])
+
+    with django_capture_on_commit_callbacks(execute=True):
+        unheard = [begin(ada) for _ in range(5)]
+        heard = begin(ada)
+    patch(ada, heard, DATA)
+
+    assert offset(ada, begun) == 100
+    assert offset(ada, heard) == len(DATA)
+    assert {ada.head(url, **TUS).status_code for url in unheard} == {404}
+    left = {path.stem for path in (Path(django_settings.FL_STAGING_DIR) / "uploads").glob("*.part")}
+    assert left == {identity(begun), identity(heard)}
+
+
+def test_a_complete_upload_makes_no_room(ada, settings) -> None:
+    settings.FL_UPLOADS = 1
+    patch(ada, begin(ada), DATA)
+
+    assert announce(ada).status_code == 409
 
 
 def test_others_and_admins_see_and_continue_none_of_mine(ada, login) -> None:

@@ -181,6 +181,11 @@ class Cohort:
         """The one-letter state of the training."""
         return str(self._ask("GET", f"trainings/{self.training}/", 200).json()["state"])
 
+    @property
+    def reason(self) -> str:
+        """Why the training has failed."""
+        return str(self._ask("GET", f"trainings/{self.training}/", 200).json()["reason"])
+
     def weights(self) -> Arrays:
         """The current global model."""
         return load(self._ask("GET", f"models/{self.model}/", 200).content)

@@ -2,26 +2,40 @@
 
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.system.faults.schedule import STACKS, Run
+from tests.system.faults.schedule import FEW_POINTS, STACKS, Run
+from tests.system.faults.stacks import Stack
 from tests.system.processes import until
 from tests.system.sites import Cohort, digest, expected, model
 
 AGGREGATING = "aggregation.written"
 
 
+@pytest.fixture(scope="module", params=STACKS)
+def up(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Stack]]:
+    """A stack that both tests of `make test` use: to start it takes longer than to kill it."""
+    kind = str(request.param)
+    stack = STACKS[kind](tmp_path_factory.mktemp(kind), FL_EVENT_ATTEMPTS="3")
+    with stack.up():
+        yield kind, stack
+
+
 @pytest.mark.system
-@pytest.mark.parametrize("kind", STACKS)
-def test_a_few_kills_change_no_bit(kind: str, tmp_path: Path) -> None:
-    run = Run(kind, seed=1, count=5, folder=tmp_path)
+def test_a_few_kills_change_no_bit(up: tuple[str, Stack]) -> None:
+    kind, stack = up
+    run = Run(kind, seed=1, count=0, stack=stack, short=True)
 
-    report = run.run()
+    run.run()
 
-    assert len(run.done) == 5
-    assert "NEVER" not in report
+    assert len(run.done) == len(run.faults)
+    assert {target for fault in run.faults for target in fault.targets} == set(stack.targets)
+    assert {point for point, _ in stack.traps.fired()} == set(FEW_POINTS)
 
 
 @pytest.mark.faults
@@ -30,39 +44,38 @@ def test_a_few_kills_change_no_bit(kind: str, tmp_path: Path) -> None:
 def test_many_kills_change_no_bit(kind: str, tmp_path: Path) -> None:
     seed = int(os.environ.get("FL_FAULTS_SEED") or secrets.randbelow(10**6))
     count = int(os.environ.get("FL_FAULTS") or 200) // len(STACKS)
-    run = Run(kind, seed=seed, count=count, folder=tmp_path)
+    stack = STACKS[kind](tmp_path)
 
-    report = run.run()
+    with stack.up():
+        report = Run(kind, seed=seed, count=count, stack=stack).run()
 
     print(f"\n{report}")  # noqa: T201
     assert "NEVER" not in report
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("kind", STACKS)
 def test_a_worker_that_dies_three_times_on_an_aggregation_ends_that_training_alone(
-    kind: str, tmp_path: Path
+    up: tuple[str, Stack],
 ) -> None:
-    stack = STACKS[kind](tmp_path, FL_EVENT_ATTEMPTS="3")
+    _, stack = up
     start = model(100)
 
-    with stack.up():
-        doomed = Cohort.gather(stack.base, start, sites=1, rounds=1, prefix="doomed-")
-        stack.traps.arm(AGGREGATING)
-        thread = doomed.sites[0].start()
-        for death in (1, 2, 3):
-            until(lambda: not stack.traps.armed, f"death {death} of the worker", 120)
-            if death < 3:
-                stack.traps.arm(AGGREGATING)
-        until(lambda: doomed.state == "E", "the end of the training", 120)
-        thread.join(60)
-        (reason,) = stack.rows("SELECT reason FROM fl_server_core_training")[0]
-        after = Cohort.gather(stack.base, start, sites=2, rounds=1, prefix="after-")
-        after.run()
+    doomed = Cohort.gather(stack.base, start, sites=1, rounds=1, prefix="doomed-")
+    stack.traps.arm(AGGREGATING)
+    thread = doomed.sites[0].start()
+    for death in (1, 2, 3):
+        until(lambda: not stack.traps.armed, f"death {death} of the worker", 120)
+        if death < 3:
+            stack.traps.arm(AGGREGATING)
+    until(lambda: doomed.state == "E", "the end of the training", 120)
+    thread.join(60)
+    reason = doomed.reason
+    after = Cohort.gather(stack.base, start, sites=2, rounds=1, prefix="after-")
+    after.run()
 
-        assert str(reason).startswith("WORKER_LOST: TrainingRoundFinished, 3 attempts")
-        assert "killed, or out of memory" in str(reason)
-        assert doomed.sites[0].final is not None
-        assert doomed.sites[0].final["training_state"] == "E"
-        assert after.state == "C"
-        assert digest(after.weights()) == digest(expected(start, sites=2, rounds=1))
+    assert reason.startswith("WORKER_LOST: TrainingRoundFinished, 3 attempts")
+    assert "killed, or out of memory" in reason
+    assert doomed.sites[0].final is not None
+    assert doomed.sites[0].final["training_state"] == "E"
+    assert after.state == "C"
+    assert digest(after.weights()) == digest(expected(start, sites=2, rounds=1))

@@ -16,7 +16,9 @@ def main() -> None:
     given = parser.parse_args()
     reap()
     with tempfile.TemporaryDirectory(prefix="fl-faults-") as folder:
-        print(Run(given.kind, given.seed, given.faults, Path(folder)).run())  # noqa: T201
+        stack = STACKS[given.kind](Path(folder))
+        with stack.up():
+            print(Run(given.kind, given.seed, given.faults, stack).run())  # noqa: T201
 
 
 if __name__ == "__main__":

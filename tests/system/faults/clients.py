@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tests.system.sites import Arrays, http, samples, trained
 
 PATIENCE = 240.0  # seconds without any answer that makes sense
 OUTAGES: Counter[str] = Counter()  # what clients saw of all this
+Train = Callable[[Mapping[str, np.ndarray], int, int], Arrays]
 TRYING_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -67,9 +68,22 @@ class Site:
     blunt = False  # sends everything twice, and asks without waiting
     resuming = False  # sends updates by the tus protocol
 
-    def __init__(self, base: str, token: str, number: int, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        base: str,
+        token: str,
+        number: int,
+        stop: threading.Event,
+        *,
+        train: Train = trained,
+        lag: float = 0.0,
+        failing: frozenset[int] = frozenset(),
+    ) -> None:
+        """With seconds that round 0 takes longer, and rounds that it says at first it has failed in."""
         self._server = Patient(base, token, stop)
+        self._stop = stop
         self._number = number
+        self._train, self._lag, self._failing = train, lag, set(failing)
         self.acknowledged: list[tuple[int, str]] = []
         self.final: dict[str, Any] | None = None
 
@@ -89,15 +103,22 @@ class Site:
                 time.sleep(0.3)
 
     def _work(self, task: dict[str, Any]) -> None:
+        if task["round"] in self._failing:
+            said = {"code": "FOR_A_TEST", "text": "it failed on purpose"}
+            _good(self._server.ask("POST", f"/api/tasks/{task['id']}/failure/", json=said))
+            self._failing.discard(task["round"])
+            return
         content = self._server.ask("GET", task["model"]["url"])
         if content.status_code == 404:  # the round has ended since: our update was the last one
             return
         weights = load(_good(content).content)
+        if task["round"] == 0 and self._lag:
+            self._stop.wait(self._lag)
         round, count = task["round"], {"sample_size": str(samples(self._number))}
         form = {"round": str(round), **count}
         files = {}
         if task["kind"] == "train":
-            update = save(trained(weights, self._number, round))
+            update = save(self.work(task, weights))
             if self.resuming:
                 form["upload"] = in_pieces(self._server, update)
             else:
@@ -114,6 +135,10 @@ class Site:
             body = _good(answer).json()
             if task["kind"] == "train":
                 self.acknowledged.append((round, body["update_id"]))
+
+    def work(self, task: dict[str, Any], weights: Arrays) -> Arrays:
+        """What the update holds."""
+        return self._train(weights, self._number, task["round"])
 
 
 class BluntSite(Site):
@@ -158,9 +183,17 @@ class PackagedSite(fl_client.Client):
     """The same with the package that sites install."""
 
     def __init__(
-        self, base: str, token: str, number: int, stop: threading.Event, workdir: Path
+        self,
+        base: str,
+        token: str,
+        number: int,
+        stop: threading.Event,
+        workdir: Path,
+        *,
+        train: Train = trained,
     ) -> None:
         self._where = (base, token, workdir)
+        self._train = train
         self._number, self._stop = number, stop
         self.acknowledged: list[tuple[int, str]] = []  # the package doesn't tell the ids
         self.final: dict[str, Any] | None = None
@@ -180,7 +213,7 @@ class PackagedSite(fl_client.Client):
         self, weights: dict[str, Any], config: dict[str, Any], context: fl_client.Context
     ) -> fl_client.FitResult:
         return fl_client.FitResult(
-            trained(weights, self._number, config["round"]), samples(self._number)
+            self._train(weights, self._number, config["round"]), samples(self._number)
         )
 
     def evaluate(

@@ -1,25 +1,30 @@
 """What goes on while processes die: trainings of every kind, uploads, deletions, questions; each checks itself."""
 
 import contextlib
-import io
 import threading
+import time
 import uuid
-import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from safetensors.numpy import load, save
-from torch import nn
 
-from tests.system.faults.clients import BluntSite, Hook, PackagedSite, Patient, ResumingSite, _good
+from tests.system.faults.clients import (
+    BluntSite,
+    Hook,
+    PackagedSite,
+    Patient,
+    ResumingSite,
+    Train,
+    _good,
+)
 from tests.system.faults.stacks import Stack
-from tests.system.questions import INPUT
-from tests.system.sites import PASSWORD, Arrays, digest, expected, model
+from tests.system.sites import PASSWORD, Arrays, digest, expected, model, trained
 
 SITES = 3
+SETTLED_SECONDS = 60.0
 SEED = 20_260_101  # of every training: chains are drawn from it
 
 
@@ -56,6 +61,10 @@ class Lane:
     def close(self) -> None:
         self.server.close()
 
+    def forget(self, model_id: str) -> None:
+        gone = self.server.ask("DELETE", f"/api/models/{model_id}/")
+        assert gone.status_code in (200, 404), gone.text  # 404: it was deleted, unheard
+
     def upload(self, key: str, content: bytes) -> str:
         return str(
             _good(
@@ -68,6 +77,17 @@ class Lane:
                 )
             ).json()["model_id"]
         )
+
+
+class Row(NamedTuple):
+    """An update: the round that it counts in, and the one that it answers."""
+
+    id: str
+    counted: object
+    answered: object
+    owner: str
+    state: str
+    reason: str
 
 
 @dataclass
@@ -93,15 +113,23 @@ class Trainings(Lane):
         method: str = "FedAvg",
         uncertainty: str = "NONE",
         hook: Hook | None = None,
+        sites: int = SITES,
+        lag: float = 0.0,
+        failing: frozenset[int] = frozenset(),
+        seconds: float | None = None,
         options: dict[str, Any],
     ) -> None:
         super().__init__(stack, name, stop)
         self.folder = folder
         self.rounds, self.method, self.uncertainty = rounds, method, uncertainty
-        self.options, self.hook = options, hook
+        self.options = {"failure_policy": "wait", **options}
+        if seconds is not None:  # deadlines that pass all the time; a test would not wait past them
+            self.options |= {"round_deadline": seconds, "skip_model_tests": True}
+        self.hook, self.lag, self.failing, self.seed = hook, lag, failing, SEED
         self.start = model(500, seed=len(name))
+        self.train: Train = trained
         self.sites: list[Account] = []
-        for number in range(SITES):
+        for number in range(sites):
             told = {"message_endpoint": hook.url} if hook and number == 1 else {}
             self.sites.append(
                 account(stack.base, stop, f"{name}-site-{number}", client=True, **told)
@@ -114,14 +142,27 @@ class Trainings(Lane):
         result = self._result(training, model_id)
         if self.reference is None:
             self.reference = result
-            if self.method == "FedAvg":
-                assert result.final == digest(expected(self.start, SITES, self.rounds))
+            wanted = self.wanted()
+            assert wanted is None or result.final == digest(wanted)
         assert result == self.reference, f"{training}: {result} instead of {self.reference}"
         self._check_counts(training, sites)
         self.turns += 1
 
+    def wanted(self) -> Arrays | None:
+        """What NumPy says the training ends in, where it can."""
+        if self.method != "FedAvg":
+            return None
+        return expected(self.start, len(self.sites), self.rounds)
+
+    def model(self) -> str:
+        return self.upload(f"{self.name}-model-{self.turns}", save(self.start))
+
     def _begin(self) -> tuple[str, str]:
-        start = self.upload(f"{self.name}-model-{self.turns}", save(self.start))
+        training, model_id = self._create(self.model(), f"{self.name}-{self.turns}")
+        self._start(training)
+        return training, model_id
+
+    def _create(self, start: str, name: str) -> tuple[str, str]:
         wanted = {
             "model_id": start,
             "target_num_updates": self.rounds,
@@ -131,25 +172,32 @@ class Trainings(Lane):
             "options": self.options,
             "clients": [site.id for site in self.sites],
         }
-        key = {"Idempotency-Key": f"{self.name}-{self.turns}"}
+        key = {"Idempotency-Key": name}
         made = _good(self.server.ask("POST", "/api/trainings/", json=wanted, headers=key)).json()
         training, model_id = made["training_id"], made["model_id"]
         seed = "UPDATE fl_server_core_training SET seed = %s WHERE id = %s"
-        self.stack.rows(seed, SEED, self._key(training))
+        self.stack.rows(seed, self.seed, self._key(training))
+        return training, model_id
+
+    def _start(self, training: str) -> None:
         started = self.server.ask("POST", f"/api/trainings/{training}/start/")
         assert started.status_code in (202, 409), started.text  # 409: it had started, unheard
-        return training, model_id
 
     def _key(self, pk: str) -> str:
         return pk if "postgres" in self.stack.targets else uuid.UUID(pk).hex
 
-    def _work(self, training: str) -> list[Any]:
-        base = self.stack.base
-        sites: list[Any] = [
-            PackagedSite(base, self.sites[0].token, 0, self.stop, self.folder / self.name),
-            ResumingSite(base, self.sites[1].token, 1, self.stop),
-            BluntSite(base, self.sites[2].token, 2, self.stop),
+    def cast(self) -> list[Any]:
+        """Who takes part, in the order of `sites`."""
+        base, token = self.stack.base, [site.token for site in self.sites]
+        slow = {"train": self.train, "lag": self.lag}
+        return [
+            PackagedSite(base, token[0], 0, self.stop, self.folder / self.name, train=self.train),
+            ResumingSite(base, token[1], 1, self.stop, train=self.train, failing=self.failing),
+            BluntSite(base, token[2], 2, self.stop, **slow),
         ]
+
+    def _work(self, training: str) -> list[Any]:
+        sites = self.cast()
         errors: list[BaseException] = []
 
         def run(site: Any) -> None:
@@ -165,7 +213,8 @@ class Trainings(Lane):
             thread.join()
         if errors:
             raise AssertionError(f"{self.name}: {errors[0]!r}; {self._situation(training)}")
-        assert not sites[0].failures, sites[0].failures
+        for site in sites:
+            assert not getattr(site, "failures", []), site.failures
         return sites
 
     def _situation(self, training: str) -> str:
@@ -188,29 +237,55 @@ class Trainings(Lane):
         return Result(digest(final), moments, tuple(sorted(means)))
 
     def _check_counts(self, training: str, sites: list[Any]) -> None:
-        """Every acknowledged update is there, and was counted by exactly one version."""
+        """Every acknowledged update is there, and was counted by exactly one version, or refused for a reason."""
         key = self._key(training)
-        rows = self.stack.rows(
-            "SELECT u.id, r.number, u.owner_id, u.state FROM fl_server_core_localmodel u "
-            "JOIN fl_server_core_round r ON r.id = u.round_id WHERE u.training_id = %s",
-            key,
-        )
-        by_id = {_same(pk): int(number) for pk, number, _, _ in rows}  # type: ignore[call-overload]
-        once = Counter((number, _same(owner)) for _, number, owner, _ in rows)
+        end = time.monotonic() + SETTLED_SECONDS
+        while (rows := self._updates(key)) and any(row.state == "received" for row in rows):
+            assert time.monotonic() < end, f"{training}: an update waits for ever: {rows}"
+            time.sleep(0.2)
+        once = Counter((row.counted, row.owner) for row in rows)
         assert set(once.values()) == {1}, f"{training}: somebody counted twice: {once}"
-        assert len(rows) == self.rounds_run * SITES, f"{training}: {len(rows)} updates"
-        assert {state for *_, state in rows} == {"consumed"}, rows
+        used = [row for row in rows if row.state == "consumed"]
+        assert len(used) == self.updates, f"{training}: {len(used)} updates"
+        left = [row for row in rows if row.state != "consumed"]
+        assert all(row.state == "refused" and row.reason for row in left), left
+        assert self.late or not left, left
+        answered = {row.id: row.answered for row in rows}
         for site in sites:
             for number, update in site.acknowledged:
-                assert by_id.get(_same(update)) == number, f"{update} of round {number} is lost"
+                assert answered.get(_same(update)) == number, f"{update} of {number} is lost"
+        self._check_versions(key)
+
+    def _updates(self, key: str) -> list[Row]:
+        found = self.stack.rows(
+            "SELECT u.id, r.number, COALESCE(t.number, r.number), u.owner_id, u.state, u.reason "
+            "FROM fl_server_core_localmodel u JOIN fl_server_core_round r ON r.id = u.round_id "
+            "LEFT JOIN fl_server_core_round t ON t.id = u.trained_in_id WHERE u.training_id = %s",
+            key,
+        )
+        return [
+            Row(_same(pk), counted, answered, _same(owner), str(state), str(reason))
+            for pk, counted, answered, owner, state, reason in found
+        ]
+
+    def _check_versions(self, key: str) -> None:
         versions = self.stack.rows(
             "SELECT v.number, v.num_updates FROM fl_server_core_modelversion v JOIN "
             "fl_server_core_training t ON t.model_id = v.model_id WHERE t.id = %s AND v.number > 0",
             key,
         )
         assert len({number for number, _ in versions}) == len(versions), versions
-        counted = {n for _, n in versions}
-        assert counted == {SITES}, f"{training}: versions of {counted} updates"
+        assert {n for _, n in versions} == self.per_version, versions
+
+    late = False  # whether updates may come too late for every round
+
+    @property
+    def updates(self) -> int:
+        return self.rounds_run * len(self.sites)
+
+    @property
+    def per_version(self) -> set[int]:
+        return {len(self.sites)}
 
     @property
     def rounds_run(self) -> int:
@@ -227,63 +302,3 @@ class Trainings(Lane):
 
 def _same(pk: object) -> str:
     return uuid.UUID(str(pk)).hex if not str(pk).isdecimal() else str(pk)
-
-
-class Uploads(Lane):
-    """Models that come and go: every key makes one model, and every file goes with its model."""
-
-    def turn(self) -> None:
-        key = f"{self.name}-{self.turns}"
-        content = save(model(200, seed=self.turns))
-        made = self.upload(key, content)
-        assert self.upload(key, content) == made
-        assert _good(self.server.ask("GET", f"/api/models/{made}/")).content == content
-        gone = self.server.ask("DELETE", f"/api/models/{made}/")
-        assert gone.status_code in (200, 404), gone.text  # 404: it was deleted, unheard
-        self.turns += 1
-
-    def check(self) -> None:
-        left = _good(self.server.ask("GET", "/api/models/")).json()
-        assert left == [], f"models that nobody asked for: {left}"
-
-
-class Questions(Lane):
-    """One question after the other to a model whose answer torch knows."""
-
-    def __init__(self, stack: Stack, name: str, stop: threading.Event) -> None:
-        super().__init__(stack, name, stop)
-        torch.manual_seed(3)
-        network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
-        file = io.BytesIO()
-        with warnings.catch_warnings(action="ignore"):
-            torch.jit.save(torch.jit.script(network), file)
-        self.model = self.upload(f"{name}-model", file.getvalue())
-        self.wanted = network(torch.tensor(INPUT)).argmax(1).tolist()
-
-    def turn(self) -> None:
-        question = {"model_id": self.model, "model_input": INPUT}
-        answer = self.server.ask("POST", "/api/inference/", json=question)
-        while answer.status_code == 202:
-            self.stop.wait(0.2)
-            answer = self.server.ask("GET", answer.json()["url"])
-        assert _good(answer).json()["inference"] == self.wanted
-        self.turns += 1
-
-
-def lanes(stack: Stack, stop: threading.Event, folder: Path, hook: Hook) -> list[Lane]:
-    return [
-        Trainings(stack, "fedavg", stop, folder, rounds=3, hook=hook, options={}),
-        Trainings(
-            stack, "swag", stop, folder, rounds=2, uncertainty="SWAG",
-            options={"swag_rounds": 1, "skip_model_tests": True},
-        ),
-        Trainings(
-            stack, "feddc", stop, folder, rounds=1, method="FedDC",
-            options={"daisy_chain_period": 3, "skip_model_tests": True},
-        ),
-        Uploads(stack, "uploads", stop),
-        Questions(stack, "questions", stop),
-    ]  # fmt: skip
-
-
-__all__ = ["Arrays", "Lane", "Trainings", "lanes"]

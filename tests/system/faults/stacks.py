@@ -27,7 +27,6 @@ PATIENT = {
     "FL_EVENT_ATTEMPTS": "1000",
     "FL_WEBHOOK_ATTEMPTS": "1000",
     "FL_WEBHOOK_ALLOW_PRIVATE": "1",
-    "FL_UPLOADS": "1000",  # each answer that is lost leaves one that nobody knows
     "FL_ADMIN_PASSWORD": "not a secret here",
     "FL_INFERENCE_THREADS": "1",
     "FL_INFERENCE_SECONDS": "120",
@@ -39,6 +38,7 @@ class Stack(Protocol):
     """What the lanes and the schedule need of a deployment."""
 
     base: str
+    folder: Path
     traps: Traps
     targets: Sequence[str]
 
