@@ -61,7 +61,7 @@ def training_pause(*, training: Training, user: User) -> Training:
         raise _illegal(training, "paused")
     round = current_round(training)
     if round is not None and round.deadline is not None:
-        end = round_end(round, ASKED.get(round.phase, TaskKind.TRAIN)) or round.deadline
+        end = round_end(round, ASKED.get(RoundPhase(round.phase), TaskKind.TRAIN)) or round.deadline
         left = (end - timezone.now()).total_seconds()
         Round.objects.filter(pk=round.pk).update(deadline=None, remaining=max(0.0, left))
     _move(training, TrainingState.PAUSED, user)
