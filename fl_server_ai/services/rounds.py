@@ -118,7 +118,9 @@ def tell(tasks: Iterable[Task]) -> None:
 
 
 def _skip(round: Round, why: str) -> None:
-    if not policy_of(round.policy).buffered:
+    if policy_of(round.policy).buffered:
+        _end_last_parts(round.training, round)
+    else:
         tasks_close(round=round)
     updates_pass_over(round)
     reached("round.skip")
@@ -156,10 +158,8 @@ def _close_collection(training: Training, round: Round) -> TrainerEvent | None:
         late_updates_adopt(round)
     if not _is_over(round, TaskKind.TRAIN):
         return None
-    if policy.buffered and round.number + 1 >= training.target_num_updates:
-        users = [str(pk) for pk in busy_with(training)]
-        tasks_cancel(training_id=training.pk, why="ROUND_FULL: the training needs no more updates")
-        wakeups.publish(users)
+    if policy.buffered:
+        _end_last_parts(training, round)
     move(round, RoundPhase.AGGREGATING, deadline=None)
     step = step_after(
         trainer_options(training), round=round.number, target=training.target_num_updates
@@ -169,6 +169,15 @@ def _close_collection(training: Training, round: Round) -> TrainerEvent | None:
         round,
         TRAINING_ROUND_FINISHED if step == AGGREGATE else DAISY_CHAIN_ROUND_FINISHED,
     )
+
+
+def _end_last_parts(training: Training, round: Round) -> None:
+    """Parts that outlive their rounds end with the last one."""
+    if round.number + 1 < training.target_num_updates:
+        return
+    users = [str(pk) for pk in busy_with(training)]
+    tasks_cancel(training_id=training.pk, why="ROUND_FULL: the training needs no more updates")
+    wakeups.publish(users)
 
 
 def _ask_for_weights(training: Training, round: Round) -> None:

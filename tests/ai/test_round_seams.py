@@ -396,6 +396,17 @@ def test_what_came_to_a_skipped_round_counts_in_the_next_where_late_updates_do()
     assert running.now.state == TrainingState.COMPLETED
 
 
+def test_the_last_buffered_round_ends_all_parts_even_if_it_is_skipped() -> None:
+    running = scene("a", "b", rounds=1, at_deadline="skip", min_updates=2, **BUFFERED)
+    overdue(running)
+
+    sweep()
+    running.work()
+
+    assert running.now.state == TrainingState.COMPLETED
+    assert not Task.objects.filter(state=TaskState.OPEN).exists()
+
+
 def test_a_training_whose_rounds_were_skipped_as_nobody_was_there_has_gaps() -> None:
     running = scene("a", "b", at_deadline="skip", rounds=1, skip_model_tests=True, started=False,
                     seen_within=90.0)  # fmt: skip
