@@ -5,9 +5,13 @@ PYTHON ?= python3
 PG_TESTS := tests/core tests/ai tests/api tests/system/test_concurrency.py
 # Files, numbers and processes, no database: once is enough.
 NO_DB := $(wildcard tests/ai/test_containers*.py tests/ai/test_hostile*.py tests/ai/test_sandbox*.py \
-  tests/ai/test_torch_archives.py tests/ai/test_uncertainty*.py tests/ai/test_aggregation*.py \
+  tests/ai/test_torch_*.py tests/ai/test_uncertainty*.py tests/ai/test_aggregation*.py tests/ai/test_drift.py \
+  tests/ai/test_image_steps.py tests/ai/test_preprocessing.py \
   tests/ai/test_strategies.py tests/ai/test_strategies_conformance.py tests/ai/test_strategies_robust.py) \
   tests/api/test_hostile_uploads.py
+# Programs in sandboxes, which see no database; what the rows of a question go through is in test_inference.py.
+PROGRAMS := $(wildcard tests/api/test_inference_*.py tests/api/test_torch_*.py) tests/api/test_calibration.py \
+  tests/api/test_model_statistics.py
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo serve check test test-sqlite test-postgres test-heavy test-faults fuzz bench docs fix clean
@@ -52,7 +56,7 @@ test-sqlite: venv
 	$(PY) -m pytest
 
 test-postgres: venv ## what depends on the database, on PostgreSQL
-	FL_TEST_DB=postgres $(PY) -m pytest $(PG_TESTS) $(NO_DB:%=--ignore=%)
+	FL_TEST_DB=postgres $(PY) -m pytest $(PG_TESTS) $(NO_DB:%=--ignore=%) $(PROGRAMS:%=--ignore=%)
 
 test-heavy: venv ## minutes and gigabytes, and a GPU where there is one
 	$(PY) -m pytest -m "heavy or gpu"
