@@ -47,12 +47,27 @@ def chain_permute(
 ) -> dict[uuid.UUID, LocalModel | None]:
     """Who goes on with which model in round `number`: uniform, from the training's seed and the number.
 
-    With more models than users some wait for the next draw; with fewer, some users begin with the
-    global model (None). `no_fixed_points`: nobody goes on with his own, where that is possible.
+    With more models than users some wait for the next draw, and then come first; with fewer, some users
+    begin with the global model (None). `no_fixed_points`: nobody goes on with his own, where that is possible.
     """
-    owned = [(update.owner_id, update) for update in chain_models(training)]
+    models = _not_waiting(training, number, chain_models(training), len(users))
+    owned = [(update.owner_id, update) for update in models]
     takers = [user.pk for user in users]
     return chain_drawn(training.seed, number, takers, owned, no_fixed_points=no_fixed_points)
+
+
+def _not_waiting(
+    training: Training, number: int, models: list[LocalModel], places: int
+) -> list[LocalModel]:
+    """As many as there are places for: those that have waited longest, then any."""
+    if len(models) <= places:
+        return models
+    waited = [update for update in models if update.round.number < number - 1]
+    waited.sort(key=lambda update: update.round.number)
+    fresh = [update for update in models if update.round.number >= number - 1]
+    draw = random.Random(f"{training.seed}:{number}:waiting")  # noqa: S311 - repeatable, no secret
+    draw.shuffle(fresh)
+    return [*waited, *fresh][:places]
 
 
 def chain_drawn(

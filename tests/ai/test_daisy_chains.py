@@ -263,6 +263,25 @@ def test_a_model_that_waits_is_taken_over_before_the_global_one() -> None:
     assert None not in running.round.chain.values()
 
 
+def test_models_that_have_waited_go_on_before_those_that_have_not() -> None:
+    sites = ("ada", "grace", "joan", "mary")
+    running = scene(*sites, rounds=1, daisy_chain_period=6, skip_model_tests=True)
+    run(running, rounds=1)
+    waiting = {str(running.task(site).continues.pk) for site in ("joan", "mary")}
+    training_clients_remove(
+        training=running.now,
+        user=running.actor,
+        clients=[running.sites[site].pk for site in ("joan", "mary")],
+    )
+
+    for site in ("ada", "grace"):
+        send(running, site)
+    running.work()
+
+    assert running.round.number == 2
+    assert set(running.round.chain.values()) == waiting
+
+
 def chained(*names: str) -> tuple[Training, list[Any]]:
     running = scene(*names, rounds=1, daisy_chain_period=9, skip_model_tests=True)
     for site in running.sites:
