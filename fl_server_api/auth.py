@@ -15,6 +15,7 @@ from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
 from fl_server_api.guessing import Guesses
+from fl_server_api.throttling import PASSWORDS
 from fl_server_core.models import User
 from fl_server_core.services.tokens import BadToken, token_user
 
@@ -84,6 +85,7 @@ class BasicAuthentication(BaseAuthentication):
             ) from error
         if not password and TOKEN.fullmatch(name):
             return _by_token(name), "token"
+        PASSWORDS.count(request)
         guesses = Guesses(request._request, name)
         guesses.check()
         user = None

@@ -1,6 +1,7 @@
 """The one place that turns refusals into status codes."""
 
 import logging
+import math
 from typing import Any
 
 from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
@@ -102,7 +103,7 @@ def _api(error: exceptions.APIException) -> tuple[int, dict[str, Any], dict[str,
     if getattr(error, "auth_header", None):
         headers["WWW-Authenticate"] = error.auth_header  # type: ignore[attr-defined]
     if getattr(error, "wait", None):
-        headers["Retry-After"] = str(int(error.wait))  # type: ignore[attr-defined]
+        headers["Retry-After"] = str(max(1, math.ceil(error.wait)))  # type: ignore[attr-defined]
     code = error.get_codes()
     own = isinstance(code, str) and code.isupper()
     if str(error.detail).startswith("CSRF Failed"):  # DRF's session authentication

@@ -7,11 +7,22 @@ from typing import Any
 from rest_framework.request import Request
 
 from fl_server_api.auth import caller
-from fl_server_api.uploads import StagedFile
+from fl_server_api.idempotency import known
+from fl_server_api.uploads import StagedFile, announced
 from fl_server_core.exceptions import Invalid
 from fl_server_core.models import Upload
 from fl_server_core.selectors import get_visible, uploads_visible_to
+from fl_server_core.services.quotas import storage_check
 from fl_server_core.services.uploads import Taken, upload_taken, upload_used
+
+
+def refuse_over_quota(request: Request) -> None:
+    """Raise `Conflict` (STORAGE_QUOTA) for a body that the caller has no room for, before it is read.
+
+    What is asked again is answered as before.
+    """
+    if not known(request):
+        storage_check(user=caller(request), size=announced(request))
 
 
 def staged_of(body: Mapping[str, Any], name: str) -> StagedFile:

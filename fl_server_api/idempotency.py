@@ -55,6 +55,14 @@ def once(
     return answer
 
 
+def known(request: Request) -> bool:
+    """Whether something is remembered of the request's key; its body is not read for that."""
+    named = _named(request)
+    return named is not None and (
+        IdempotencyKey.objects.filter(scope=named[1], key=named[2]).exists()
+    )
+
+
 def answered_before(request: Request) -> Response | None:
     """What `create_once` remembers of this key: where what the body names is used up by being asked."""
     named = _named(request)

@@ -97,12 +97,17 @@ def discard_staged(request: HttpRequest) -> None:
         staged.close()
 
 
+def announced(request: Request) -> int:
+    """Bytes of the body, as the request says; 0 if it does not."""
+    try:
+        return int(request.META.get("CONTENT_LENGTH") or 0)
+    except ValueError:
+        return 0
+
+
 def refuse_large(request: Request, limit: int | None = None) -> None:
     """Raise `TooLarge` for a body that says so itself, before any of it is read."""
     limit = settings.FL_MAX_MODEL_BYTES if limit is None else limit
-    try:
-        length = int(request.META.get("CONTENT_LENGTH") or 0)
-    except ValueError:
-        length = 0
+    length = announced(request)
     if length > limit + FORM_OVERHEAD:
         raise TooLarge(f"{length:,} bytes announced; a file may have {limit:,}")

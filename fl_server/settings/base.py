@@ -4,7 +4,15 @@ from pathlib import Path
 
 import dj_database_url
 
-from fl_server.settings.env import BadSetting, env, env_bool, env_choice, env_int, env_list
+from fl_server.settings.env import (
+    BadSetting,
+    env,
+    env_bool,
+    env_choice,
+    env_int,
+    env_list,
+    env_rate,
+)
 
 BASE_DIR = Path(__file__).resolve().parent.parent.parent
 FL_DATA_DIR = Path(
@@ -114,12 +122,34 @@ FL_ADMIN_PASSWORD = env(
 )
 FL_TOKEN_DAYS = env_int("FL_TOKEN_DAYS", 365, "Days until a new token expires; 0 = never.")
 
-CACHES: dict[str, dict[str, object]] = {  # counts wrong passwords
+CACHES: dict[str, dict[str, object]] = {  # counts wrong passwords and requests
     "default": {
         "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
         "OPTIONS": {"MAX_ENTRIES": 100_000},
     }
 }
+
+# --- how often: number/s, /m, /h or /d; 0 = no limit ---------------------------------------------
+
+FL_RATE_PASSWORDS = env_rate(
+    "FL_RATE_PASSWORDS",
+    "600/m",
+    "Passwords that are tried from one address, right or wrong; tokens are not counted. 0 = no limit.",
+)
+FL_RATE_REGISTRATIONS = env_rate(
+    "FL_RATE_REGISTRATIONS",
+    "2000/h",
+    "Registrations from one address where these are open; those by admins are not counted.",
+)
+FL_RATE_TOKENS = env_rate("FL_RATE_TOKENS", "600/h", "Tokens that one user makes.")
+FL_RATE_UPLOADS = env_rate(
+    "FL_RATE_UPLOADS",
+    "3000/m",
+    "Models, updates and results that one user sends, and resumable uploads that he announces.",
+)
+FL_RATE_INFERENCES = env_rate(
+    "FL_RATE_INFERENCES", "6000/m", "Questions that one user puts to models, calibrations included."
+)
 
 # --- weights ----------------------------------------------------------------------------------
 
@@ -132,6 +162,12 @@ FL_STAGING_DIR = Path(
 )
 FL_MAX_MODEL_BYTES = env_int("FL_MAX_MODEL_BYTES", 16 * 2**30, "Largest weight file, in bytes.")
 FL_UPLOADS = env_int("FL_UPLOADS", 20, "Resumable uploads that one user may have unused at a time.")
+FL_USER_BYTES = env_int(
+    "FL_USER_BYTES",
+    2**40,
+    "Bytes of one user's models, as they were uploaded, and unused uploads; 0 = no limit. An admin may give a "
+    "user another number.",
+)
 FL_MAX_INPUT_BYTES = env_int(
     "FL_MAX_INPUT_BYTES", 64 * 2**20, "Largest input of an inference, in bytes."
 )

@@ -66,6 +66,21 @@ def env_int(name: str, default: int, about: str) -> int:
         raise BadSetting(said) from None
 
 
+PERIODS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def env_rate(name: str, default: str, about: str) -> tuple[int, int]:
+    """`600/m` as (600, 60): how often in how many seconds; 0 times is no limit."""
+    text = env(name, default, about).strip().lower()
+    number, _, period = text.partition("/")
+    if text == "0":
+        return 0, 1
+    if not (number.isascii() and number.isdecimal() and period in PERIODS):
+        said = f"{name} is {text!r}; set it to a rate like {default} (s, m, h or d), or to 0"
+        raise BadSetting(f"{said}: {about}")
+    return int(number), PERIODS[period]
+
+
 def env_choice(name: str, default: str, choices: Sequence[str], about: str) -> str:
     """One of `choices`, in upper case."""
     text = env(name, default, about).strip().upper()

@@ -8,6 +8,7 @@ from django.http import HttpRequest
 from rest_framework.exceptions import Throttled
 
 from fl_server_api.guessing import Guesses
+from fl_server_api.throttling import PASSWORDS
 
 
 class LoginForm(AdminAuthenticationForm):
@@ -18,6 +19,7 @@ class LoginForm(AdminAuthenticationForm):
     def clean(self) -> dict[str, Any]:
         guesses = Guesses(self.request, str(self.cleaned_data.get("username", "")))
         try:
+            PASSWORDS.count(self.request)
             guesses.check()
         except Throttled as error:
             raise ValidationError(

@@ -35,7 +35,7 @@ class PeopleAdmin(UserAdmin):  # type: ignore[type-arg]  # Django's class can't 
     formfield_overrides = {models.URLField: {"assume_scheme": "https"}}
     fieldsets = (
         (None, {"fields": ("username", "password")}),
-        ("Part in trainings", {"fields": (*ROLES, "rows")}),
+        ("Part in trainings", {"fields": (*ROLES, "storage_bytes", "rows")}),
         ("Person", {"fields": ("first_name", "last_name", "email")}),
         ("Access", {"fields": ("is_active", *POWERS)}),
         ("Record", {"fields": ("id", "last_seen_at", "last_login", "date_joined")}),

@@ -1,6 +1,7 @@
 """What every view shares: protocol, size limit, parsers, and how errors are documented."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from rest_framework.request import Request
 from rest_framework.serializers import Serializer
@@ -10,6 +11,7 @@ from fl_server_api.compression import unpack
 from fl_server_api.errors import UpgradeRequired
 from fl_server_api.parsers import FormParser, MultiPartParser, StrictJSONParser
 from fl_server_api.serializers.common import ErrorOutput
+from fl_server_api.throttling import Rate
 from fl_server_api.uploads import refuse_large
 
 MIN_PROTOCOL = 1
@@ -19,6 +21,7 @@ class View(APIView):
     """Checks what can be known before the body is read."""
 
     parser_classes = [StrictJSONParser, FormParser, MultiPartParser]
+    rates: ClassVar[Mapping[str, Rate]] = {}  # by method
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         protocol = request.headers.get("X-FL-Protocol", "")
@@ -28,6 +31,9 @@ class View(APIView):
             )
         unpack(request)
         super().initial(request, *args, **kwargs)
+        rate = self.rates.get(request.method or "")
+        if rate is not None:
+            rate.count(request)
         refuse_large(request)
 
 

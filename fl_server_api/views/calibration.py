@@ -27,6 +27,7 @@ from fl_server_api.serializers.inference import (
     InferencePending,
     encoded,
 )
+from fl_server_api.throttling import INFERENCES
 from fl_server_api.uploads import refuse_large
 from fl_server_api.views.base import View, answers, parsed
 from fl_server_api.views.inference import REFUSALS, input_given, unfinished, waited
@@ -46,6 +47,8 @@ PICTURES = {(200, "image/svg+xml"): OpenApiTypes.BINARY, (200, "image/png"): Ope
 
 class CalibrationsView(View):
     """Judging a model."""
+
+    rates = {"POST": INFERENCES}
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)

@@ -41,6 +41,7 @@ from fl_server_api.serializers.inference import (
     MethodOutput,
     encoded,
 )
+from fl_server_api.throttling import INFERENCES
 from fl_server_api.uploads import StagedFile, refuse_large
 from fl_server_api.views.base import View, answers, parsed
 from fl_server_core.exceptions import Invalid
@@ -63,6 +64,8 @@ _places = threading.BoundedSemaphore(32)
 
 class InferencesView(View):
     """Questions to models."""
+
+    rates = {"POST": INFERENCES}
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)

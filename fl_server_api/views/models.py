@@ -27,7 +27,7 @@ from fl_server_ai.services.updates import (
 )
 from fl_server_api.auth import caller
 from fl_server_api.downloads import send, wants_safetensors
-from fl_server_api.files import model_file, staged_of, upload_of
+from fl_server_api.files import model_file, refuse_over_quota, staged_of, upload_of
 from fl_server_api.idempotency import answered_before, create_once
 from fl_server_api.listing import listed, parameters
 from fl_server_api.serializers.common import Detail
@@ -45,6 +45,7 @@ from fl_server_api.serializers.models import (
     UpdateCreated,
     UpdateInput,
 )
+from fl_server_api.throttling import UPLOADS
 from fl_server_api.views.base import View, answers, parsed
 from fl_server_core.exceptions import Invalid, NotFound
 from fl_server_core.models import GlobalModel, LocalModel, ModelVersion
@@ -56,6 +57,7 @@ from fl_server_core.selectors import (
 )
 from fl_server_core.services.metrics import metrics_parse
 from fl_server_core.services.models import model_delete
+from fl_server_core.services.quotas import storage_check
 from fl_server_core.storage import local_path
 
 FILE = {(200, "application/octet-stream"): OpenApiTypes.BINARY}
@@ -67,6 +69,8 @@ METRIC_FILTERS = {
 
 class ModelsView(View):
     """All models that one sees."""
+
+    rates = {"POST": UPLOADS}
 
     @extend_schema(
         operation_id="models_list",
@@ -95,6 +99,7 @@ class ModelsView(View):
     )
     def post(self, request: Request) -> Response:
         """Upload a model: safetensors, .npz, torch.save, TorchScript, torch.export; or an ensemble of some (MEAN)."""
+        refuse_over_quota(request)
         body = parsed(ModelInput, request)
         if body["type"] == "MEAN":
             return create_once(request, lambda: _mean(request, body))
@@ -103,6 +108,9 @@ class ModelsView(View):
         remembered = answered_before(request)  # the upload that it was made of is used up by now
         if remembered is not None:
             return remembered
+        for name in ("model_file", "model_preprocessing_file"):
+            if body.get(name) is not None:  # they may have come packed
+                storage_check(user=caller(request), size=staged_of(body, name).size or 0)
         preprocessing = body.get("model_preprocessing_file")
         with (
             model_file(request, body) as file,
@@ -154,6 +162,8 @@ def _mean(request: Request, body: dict[str, Any]) -> dict[str, str]:
 
 class ModelView(View):
     """One model: its weights, and updates of it."""
+
+    rates = {"POST": UPLOADS}
 
     @extend_schema(
         operation_id="models_download",
@@ -358,6 +368,8 @@ class MetricsView(View):
 class PreprocessingView(View):
     """What has to be done to inputs before the model sees them."""
 
+    rates = {"POST": UPLOADS}
+
     @extend_schema(operation_id="preprocessing_download", responses=answers(FILE, 404))
     def get(self, request: Request, pk: str) -> HttpResponseBase:
         """The preprocessing as it is stored: a pipeline as canonical JSON, other files as they were uploaded.
@@ -378,7 +390,7 @@ class PreprocessingView(View):
     @extend_schema(
         operation_id="preprocessing_upload",
         request={"multipart/form-data": PreprocessingInput},
-        responses=answers({202: Detail}, 400, 404, 415, 422, 507),
+        responses=answers({202: Detail}, 400, 404, 409, 415, 422, 507),
     )
     def post(self, request: Request, pk: str) -> Response:
         """Replace the preprocessing: a JSON pipeline, torchvision's v2 transforms, or a TorchScript module.
@@ -387,6 +399,7 @@ class PreprocessingView(View):
         are translated to a pipeline, never unpickled.
         """
         model = get_visible(models_visible_to(caller(request)), pk)
+        refuse_over_quota(request)
         file = parsed(PreprocessingInput, request)["model_preprocessing_file"]
         preprocessing_upload(model=model, user=caller(request), file=file.staged_path)
         return Response({"detail": "Preprocessing Upload Accepted"}, status=202)
@@ -397,6 +410,8 @@ MOMENTS = ("first", "second", "deviations")
 
 class SwagView(View):
     """First and second moments of a model's weights, and deviations from their mean (arXiv:1902.02476)."""
+
+    rates = {"POST": UPLOADS}
 
     @extend_schema(
         operation_id="swag_download",

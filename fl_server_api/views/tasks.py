@@ -23,6 +23,7 @@ from fl_server_api.serializers.trainings import (
     ResultMeta,
     TaskAnswer,
 )
+from fl_server_api.throttling import UPLOADS
 from fl_server_api.views.base import View, answers, parsed
 from fl_server_api.views.models import submit
 from fl_server_core.exceptions import Invalid
@@ -87,6 +88,8 @@ class TaskFailureView(View):
 
 class TaskResultView(View):
     """The answer to a task."""
+
+    rates = {"POST": UPLOADS}
 
     @extend_schema(
         operation_id="tasks_result",

@@ -17,6 +17,7 @@ from rest_framework.response import Response
 
 from fl_server_api.auth import caller
 from fl_server_api.serializers.uploads import UploadOutput
+from fl_server_api.throttling import UPLOADS
 from fl_server_api.views.base import View, answers
 from fl_server_core.exceptions import Invalid, UnknownContainer
 from fl_server_core.models import Upload
@@ -81,6 +82,8 @@ class TusView(View):
 
 class UploadsView(TusView):
     """Announcing a file."""
+
+    rates = {"POST": UPLOADS}
 
     @extend_schema(
         operation_id="uploads_list",

@@ -25,6 +25,7 @@ from fl_server_api.serializers.users import (
     UserOutput,
     WebhookSecret,
 )
+from fl_server_api.throttling import REGISTRATIONS, TOKENS
 from fl_server_api.views.base import View, answers, parsed
 from fl_server_core.exceptions import Invalid, NotPermitted
 from fl_server_core.models import ApiToken, User
@@ -44,6 +45,8 @@ USER_FILTERS = {"username": "username"}
 
 class UsersView(View):
     """Registering and finding users."""
+
+    rates = {"POST": REGISTRATIONS}
 
     def get_permissions(self) -> list[Any]:
         if self.request.method == "POST":
@@ -137,6 +140,8 @@ class MyTrainingsView(View):
 
 class TokensView(View):
     """One's own tokens."""
+
+    rates = {"POST": TOKENS}
 
     @extend_schema(
         operation_id="tokens_list",

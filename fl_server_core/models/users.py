@@ -13,6 +13,8 @@ class User(AbstractUser):
     actor = models.BooleanField(default=False)
     client = models.BooleanField(default=False)
     message_endpoint = models.URLField(max_length=500, blank=True)
+    # What `services.quotas` lets this user keep; empty: the setting FL_USER_BYTES. 0 is no limit.
+    storage_bytes = models.PositiveBigIntegerField(null=True, blank=True)
     last_seen_at = models.DateTimeField(null=True, blank=True)
 
 

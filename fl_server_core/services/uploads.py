@@ -24,6 +24,7 @@ from fl_server_core.exceptions import (
 from fl_server_core.killpoints import around, committing
 from fl_server_core.models import LocalModel, Upload, User
 from fl_server_core.services.parts import Parts
+from fl_server_core.services.quotas import storage_check
 from fl_server_core.storage import staging_path
 
 KEPT = timedelta(hours=24)  # since the last byte
@@ -49,9 +50,11 @@ def upload_create(*, owner: User, length: int, sha256: str = "", metadata: str =
         raise Invalid("Upload-Length is at least 1", code="BAD_LENGTH")
     if length > settings.FL_MAX_MODEL_BYTES:
         raise TooLarge(f"{length:,} bytes; a file may have {settings.FL_MAX_MODEL_BYTES:,}")
+    user = User.objects.select_for_update(no_key=True).get(pk=owner.pk)  # one after the other
     waiting = Upload.objects.filter(owner=owner, used_at=None, expires_at__gt=timezone.now())
     if waiting.count() >= settings.FL_UPLOADS:
         _make_room(waiting)
+    storage_check(user=user, size=length)
     parts = Parts.folder()
     if shutil.disk_usage(parts).free < length:
         raise OutOfSpace("the server's disk has no room for this file; nothing was stored")

@@ -28,6 +28,7 @@ def manage(folder: Path, *arguments: str, **values: str) -> subprocess.Completed
     [
         ("FL_POLL_SECONDS", "soon", "set it to a whole number, like 25"),
         ("FL_OPEN_REGISTRATION", "ture", "set it to 1 or 0"),
+        ("FL_RATE_UPLOADS", "many", "set it to a rate like 3000/m"),
         ("FL_LOG_LEVEL", "loud", "set it to one of DEBUG, INFO"),
         ("FL_DATABASE_URL", "postgres//ada:s3cret@host", "postgres://user:password@host/name"),
         ("FL_SECRET_KEY_FILE", "/no/such/file", "can't be read: No such file"),

@@ -1,0 +1,280 @@
+"""Rates and quotas: who asks too often or keeps too much is told so before his body is read; others are not."""
+
+import base64
+import gzip
+import io
+from typing import Any
+
+import pytest
+import redis
+from django.conf import settings as configured
+from django.core.cache import caches
+from rest_framework.test import APIClient
+from safetensors.numpy import save
+
+from fl_server_api.throttling import INFERENCES, PASSWORDS, REGISTRATIONS, TOKENS, UPLOADS
+from fl_server_core.models import GlobalModel, User
+from fl_server_core.services.quotas import storage_used
+from fl_server_core.services.users import user_register
+from tests.scenes import person, scene, weights
+
+pytestmark = pytest.mark.django_db
+TUS = {"HTTP_TUS_RESUMABLE": "1.0.0"}
+DAY = 86_400  # no test runs into the next one, or hardly ever
+
+
+@pytest.fixture(autouse=True)
+def counting(settings) -> None:
+    settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+    caches["default"].clear()
+
+
+def refused(answer: Any) -> bool:
+    body = answer.json()
+    assert (answer.status_code, body["code"]) == (429, "THROTTLED"), body
+    assert 1 <= int(answer["Retry-After"]) <= DAY
+    return True
+
+
+def form(**fields: Any) -> dict[str, Any]:
+    data = save(weights(1.0))
+    file = io.BytesIO(data)
+    file.name = "weights.safetensors"
+    return {"name": "m", "description": "d", "model_file": file, **fields}
+
+
+ROUTES: dict[str, tuple[str, str]] = {
+    "models/": ("FL_RATE_UPLOADS", "actor"),
+    "models/{model}/": ("FL_RATE_UPLOADS", "ada"),
+    "models/{model}/swag/": ("FL_RATE_UPLOADS", "ada"),
+    "models/{model}/preprocessing/": ("FL_RATE_UPLOADS", "actor"),
+    "tasks/{task}/result/": ("FL_RATE_UPLOADS", "ada"),
+    "uploads/": ("FL_RATE_UPLOADS", "ada"),
+    "inference/": ("FL_RATE_INFERENCES", "ada"),
+    "models/{model}/calibration/": ("FL_RATE_INFERENCES", "ada"),
+    "users/myself/tokens/": ("FL_RATE_TOKENS", "ada"),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_what_is_asked_too_often_is_refused_and_nobody_else_is(login, settings, route) -> None:
+    setting, name = ROUTES[route]
+    setattr(settings, setting, (2, DAY))
+    running = scene()
+    people = {"actor": running.actor, **running.sites}
+    url = "/api/" + route.format(model=running.training.model_id, task=running.task("ada").pk)
+    client, other = login(people[name]), login(people["grace"])
+
+    first = [client.post(url, {}, format="json", **TUS) for _ in range(2)]
+
+    assert all(answer.status_code not in {429, 500} for answer in first)
+    assert refused(client.post(url, {}, format="json", **TUS))
+    assert other.post(url, {}, format="json", **TUS).status_code != 429
+    assert client.get("/api/tasks/").status_code == 200
+
+
+def test_all_routes_of_one_kind_share_one_count(login, settings) -> None:
+    settings.FL_RATE_UPLOADS = (2, DAY)
+    client = login(person("ada", client=True))
+    client.post("/api/uploads/", HTTP_UPLOAD_LENGTH="9", **TUS)
+    client.post("/api/models/", {}, format="json")
+
+    assert refused(client.post("/api/v1/uploads/", HTTP_UPLOAD_LENGTH="9", **TUS))
+
+
+def test_an_update_over_the_limit_is_refused_before_it_is_staged(
+    login, settings, monkeypatch
+) -> None:
+    settings.FL_RATE_UPLOADS = (1, DAY)
+    running = scene()
+    client = login(running.sites["ada"])
+    url = f"/api/models/{running.training.model_id}/"
+    client.post(url, {}, format="json")
+
+    monkeypatch.setattr("fl_server_api.uploads.StagedFile", pytest.fail)
+    answer = client.post(url, form(round=0, sample_size=1), format="multipart")
+
+    assert refused(answer)
+    assert running.round.local_models.count() == 0
+
+
+def test_registrations_are_counted_by_address_and_those_of_admins_are_not(login, settings) -> None:
+    settings.FL_OPEN_REGISTRATION = True
+    settings.FL_RATE_REGISTRATIONS = (2, DAY)
+
+    def register(client: APIClient, name: str, **headers: Any) -> Any:
+        body = {"username": name, "password": "a long pass phrase"}
+        return client.post("/api/users/", body, format="json", **headers)
+
+    nobody, admin = login(None), login(person("root", is_superuser=True))
+    assert [register(nobody, n).status_code for n in ("a", "b")] == [201, 201]
+    assert refused(register(nobody, "c"))
+    assert register(nobody, "c", REMOTE_ADDR="192.0.2.7").status_code == 201
+    assert register(admin, "d").status_code == 201
+    assert not User.objects.filter(username="e").exists()
+
+
+def test_passwords_are_counted_by_address_whatever_the_name(login, settings, monkeypatch) -> None:
+    settings.FL_RATE_PASSWORDS = (2, DAY)
+    user = user_register(username="bob", password="a long pass phrase")
+    asking = APIClient()
+
+    def ask(said: str, **headers: Any) -> Any:
+        given = base64.b64encode(said.encode()).decode()
+        return asking.get("/api/users/myself/", HTTP_AUTHORIZATION=f"Basic {given}", **headers)
+
+    ask("one:guess"), ask("two:guess")
+    assert ask("bob:a long pass phrase", REMOTE_ADDR="192.0.2.7").status_code == 200
+    assert login(user).get("/api/users/myself/").status_code == 200  # a token
+
+    monkeypatch.setattr("fl_server_api.auth.authenticate", pytest.fail)
+    assert refused(ask("bob:a long pass phrase"))
+
+
+def test_the_admin_login_counts_with_them(client, settings) -> None:
+    settings.FL_RATE_PASSWORDS = (1, DAY)
+    user = user_register(username="bob", password="a long pass phrase")
+    User.objects.filter(pk=user.pk).update(is_staff=True)
+    said = {"username": "bob", "password": "a long pass phrase"}
+
+    assert client.post("/admin/login/?next=/admin/", said).status_code == 302
+    assert "try again in some minutes" in client.post("/admin/login/", said).content.decode()
+
+
+def test_without_the_cache_nobody_is_stopped(login, settings, monkeypatch) -> None:
+    settings.FL_RATE_TOKENS = (1, DAY)
+    client = login(person("ada"))
+
+    def away(*_: Any, **__: Any) -> None:
+        raise redis.ConnectionError("no Redis")
+
+    monkeypatch.setattr(type(caches["default"]), "add", away)
+
+    answers = [client.post("/api/users/myself/tokens/", {}, format="json") for _ in range(3)]
+
+    assert 429 not in {answer.status_code for answer in answers}
+
+
+def test_zero_is_no_limit(login, settings) -> None:
+    settings.FL_RATE_TOKENS = (0, 1)
+    client = login(person("ada"))
+
+    answers = [client.post("/api/users/myself/tokens/", {}, format="json") for _ in range(5)]
+
+    assert 429 not in {answer.status_code for answer in answers}
+
+
+def test_all_processes_share_one_count_in_redis(login, settings, redis_url) -> None:
+    settings.CACHES = {
+        "default": {
+            "BACKEND": "django.core.cache.backends.redis.RedisCache",
+            "LOCATION": redis_url,
+        }
+    }
+    settings.FL_RATE_TOKENS = (2, DAY)
+    ada, eve = login(person("ada")), login(person("eve"))
+    for _ in range(2):
+        ada.post("/api/users/myself/tokens/", {}, format="json")
+
+    assert refused(ada.post("/api/users/myself/tokens/", {}, format="json"))
+    assert eve.post("/api/users/myself/tokens/", {}, format="json").status_code != 429
+
+
+def test_an_honest_site_is_far_from_every_limit() -> None:
+    """Ten trainings with a round each second, every request sent five times."""
+    busy = 10 * 5
+    for rate in (UPLOADS, INFERENCES):
+        most, seconds = getattr(configured, rate.setting)
+        assert most / seconds >= busy
+    for rate in (PASSWORDS, REGISTRATIONS, TOKENS):
+        assert getattr(configured, rate.setting)[0] >= 500
+
+
+# --- quota ------------------------------------------------------------------------------------
+
+
+def test_a_model_that_is_too_much_is_refused_before_it_is_read(
+    login, settings, monkeypatch
+) -> None:
+    settings.FL_USER_BYTES = 100
+    client = login(person("actor", actor=True))
+
+    monkeypatch.setattr("fl_server_api.uploads.StagedFile", pytest.fail)
+    answer = client.post("/api/models/", form(), format="multipart")
+
+    assert (answer.status_code, answer.json()["code"]) == (409, "STORAGE_QUOTA")
+    assert answer.json()["quota"] == 100
+    assert answer.json()["used"] == 0
+
+
+def test_a_packed_body_counts_as_what_it_holds(login, settings) -> None:
+    settings.FL_USER_BYTES = 5_000
+    client = login(person("actor", actor=True))
+    zeros = save({"w": weights(0.0)["layer.weight"].repeat(4_000, axis=0)})
+    body = (
+        b"--b\r\nContent-Disposition: form-data; name=\"name\"\r\n\r\nm\r\n"
+        b"--b\r\nContent-Disposition: form-data; name=\"description\"\r\n\r\nd\r\n"
+        b"--b\r\nContent-Disposition: form-data; name=\"model_file\"; filename=\"f\"\r\n\r\n"
+        + zeros + b"\r\n--b--\r\n"
+    )  # fmt: skip
+
+    answer = client.generic(
+        "POST", "/api/models/", gzip.compress(body), "multipart/form-data; boundary=b",
+        HTTP_CONTENT_ENCODING="gzip",
+    )  # fmt: skip
+
+    assert (answer.status_code, answer.json()["code"]) == (409, "STORAGE_QUOTA")
+    assert not GlobalModel.objects.exists()
+
+
+def test_uploads_on_their_way_and_models_count_and_deleting_makes_room(login, settings) -> None:
+    user = person("actor", actor=True)
+    client = login(user)
+    made = client.post("/api/models/", form(), format="multipart").json()["model_id"]
+    stored = storage_used(user)
+    settings.FL_USER_BYTES = stored + 50
+
+    def announce(length: int) -> Any:
+        return client.post("/api/uploads/", HTTP_UPLOAD_LENGTH=str(length), **TUS)
+
+    assert stored == GlobalModel.objects.get(pk=made).weights.blob.size
+    assert announce(50).status_code == 201
+    assert announce(1).json()["code"] == "STORAGE_QUOTA"
+    client.delete(f"/api/models/{made}/")
+    assert announce(1).status_code == 201
+
+
+def test_a_user_may_have_a_quota_of_his_own_and_one_does_not_count_for_others(
+    login, settings
+) -> None:
+    settings.FL_USER_BYTES = 10
+    rich = person("rich", client=True, storage_bytes=1_000)
+    free = person("free", client=True, storage_bytes=0)
+    poor = person("poor", client=True)
+
+    def announce(user: User) -> int:
+        client = login(user)
+        return client.post("/api/uploads/", HTTP_UPLOAD_LENGTH="500", **TUS).status_code
+
+    assert [announce(user) for user in (rich, free, poor)] == [201, 201, 409]
+
+
+def test_what_aggregations_and_updates_add_does_not_count() -> None:
+    running = scene(rounds=1)
+    before = storage_used(running.actor)
+    for site in running.sites:
+        running.send(site, 1.0)
+    running.work()
+
+    assert storage_used(running.actor) == before
+    assert storage_used(running.sites["ada"]) == 0
+
+
+def test_the_same_request_again_is_answered_over_the_quota_too(login, settings) -> None:
+    client = login(person("actor", actor=True))
+    first = client.post("/api/models/", form(), format="multipart", HTTP_IDEMPOTENCY_KEY="k" * 8)
+    settings.FL_USER_BYTES = 1
+
+    again = client.post("/api/models/", form(), format="multipart", HTTP_IDEMPOTENCY_KEY="k" * 8)
+
+    assert (again.status_code, again.json()) == (201, first.json())
