@@ -35,7 +35,7 @@ def test_a_few_kills_change_no_bit(up: tuple[str, Stack]) -> None:
 
     assert len(run.done) == len(run.faults)
     assert {target for fault in run.faults for target in fault.targets} == set(stack.targets)
-    assert {point for point, _ in stack.traps.fired()} == set(FEW_POINTS)
+    assert set(FEW_POINTS) <= {point for point, _ in stack.traps.fired()}
 
 
 @pytest.mark.faults
