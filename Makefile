@@ -22,6 +22,7 @@ help: ## this list
 # Only our own .venv is made here; one that was given with VENV= is used as it is.
 .venv/stamp: pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv, once: some minutes, about 2 GB."
 	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch .venv/stamp
 
@@ -31,7 +32,7 @@ else
 venv: $(PY)
 endif
 
-demo: venv ## train on this laptop: a server and its clients, a minute or two
+demo: venv ## train on this laptop: a server and its clients, about two minutes
 	$(PY) -m demo
 
 serve: venv ## the embedded server on http://127.0.0.1:8000, state in ./data

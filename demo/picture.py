@@ -97,6 +97,9 @@ def coverage(console: Console, path: Path, rankings: Mapping[str, Mapping[str, A
         auroc = "none" if ranking.auroc is None else f"{ranking.auroc:.3f}"
         table.add_row(name, *cells, auroc)
     console.print(table)
+    console.print(
+        "The ensemble's other members have trained for half as many rounds, which costs it accuracy."
+    )
 
 
 def accuracy_at(ranking: Ranking, share: float) -> float:

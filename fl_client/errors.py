@@ -31,7 +31,8 @@ class FLError(Exception):
 
     def _message(self) -> str:
         parts = [self.detail.rstrip() or self.code or f"HTTP {self.status}"]
-        parts += [f"{e.get('pointer', '?')}: {e.get('detail', '')}" for e in self.errors]
+        fields = [f"{e.get('pointer', '?')}: {e.get('detail', '')}" for e in self.errors]
+        parts += [field for field in fields if field not in self.detail]
         if self.code:
             parts[0] += f" [{self.code}]"
         if self.request_id:
@@ -55,7 +56,7 @@ class NotFound(FLError):
 
 
 class Conflict(FLError):
-    next_step = "read the current state again, then decide."
+    """Wrong state, wrong round or a duplicate; `detail` says what stands against it."""
 
 
 class TooLarge(FLError):
@@ -63,7 +64,7 @@ class TooLarge(FLError):
 
 
 class Unusable(FLError):
-    next_step = "compare names, shapes, dtypes and finiteness with the model that was handed out."
+    """It was understood, and can't be used as it is; `detail` says why."""
 
 
 class Throttled(FLError):
@@ -105,6 +106,10 @@ NEXT_STEPS = {
     "NEEDS_TLS": "use https:// for this address.",
     "NOT_A_CLIENT": "ask the server's admin to register this account as a client.",
     "CERTIFICATE": "give the server's own CA file as ca=, fetched over a way that you trust.",
+    **dict.fromkeys(
+        ("KEY_MISMATCH", "SHAPE_MISMATCH", "DTYPE_MISMATCH"),
+        "compare names, shapes and dtypes with the model that was handed out.",
+    ),
     "NON_FINITE": "lower the learning rate or clip gradients; the update contains NaN or Inf.",
 }
 

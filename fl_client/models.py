@@ -161,7 +161,7 @@ class Models:
         with tempfile.TemporaryDirectory() as folder:
             paths = _input_files(folder, model_input=inputs, calibration_input=calibration_input)
             paths["labels"] = Path(folder, "y")
-            save(paths["labels"], _named_arrays({"labels": labels}))
+            save(paths["labels"], _named_arrays({"labels": _array(labels)}))
             form = [("bins", str(bins)), ("options", json.dumps({"uncertainty": options}))]
             form += [("uncertainty_method", method)] if method else []
             report: dict[str, Any] = self._transport.json(

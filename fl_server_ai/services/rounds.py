@@ -2,6 +2,7 @@
 
 import logging
 import uuid
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -17,10 +18,12 @@ from fl_server_core.lifecycle import (
     OPEN_PHASES,
     RoundPhase,
     TaskKind,
+    TaskState,
     TrainingState,
     move,
 )
 from fl_server_core.models import Round, Task, TrainerEvent, Training
+from fl_server_core.selectors import failure_code
 from fl_server_core.services.asking import Asked, round_ask
 from fl_server_core.services.buffering import buffer_ask, parts_expire
 from fl_server_core.services.initial_weights import initial_ask
@@ -137,8 +140,16 @@ def _too_few(round: Round, kind: TaskKind, policy: RoundPolicy) -> str:
         )
     return (
         f"NOT_ENOUGH_UPDATES: round {round.number} ended with {tally.done} of {tally.total} "
-        f"updates, {needed} are needed"
+        f"updates, {needed} are needed{_why_too_few(round, kind)}"
     )
+
+
+def _why_too_few(round: Round, kind: TaskKind) -> str:
+    """The codes with which parts have failed, and how often: names are told elsewhere, to those who may know."""
+    failed = round.tasks.filter(kind=kind, state=TaskState.FAILED)
+    codes = Counter(failure_code(failure) for failure in failed.values_list("failure", flat=True))
+    told = ", ".join(f"{count} x {code}" for code, count in codes.most_common(5))
+    return f" (failed: {told})" if told else ""
 
 
 def _close_collection(training: Training, round: Round) -> TrainerEvent | None:

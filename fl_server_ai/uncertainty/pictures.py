@@ -51,13 +51,14 @@ def reliability_svg(report: "Calibration", title: str = "Reliability") -> str:
     )
     marks.append(
         _text(
-            LEFT + 8,
-            TOP + 16,
+            LEFT + SIDE / 2,
+            TOP - 4,
             f"ECE {report.ece:.3f}   NLL {report.nll:.3f}   Brier {report.brier:.3f}",
-            anchor="start",
+            anchor="middle",
         )
     )
-    return _picture(title, "confidence", "accuracy", x, y, marks)
+    across = "confidence (darker: more samples; orange: gap to accuracy)"
+    return _picture(title, across, "accuracy", x, y, marks)
 
 
 def coverage_svg(

@@ -23,7 +23,13 @@ class TrainingInput(Input):
     target_num_updates = serializers.IntegerField(min_value=1, max_value=MAX_INT)
     metric_names = serializers.ListField(child=Text(max_length=128), max_length=1000)
     aggregation_method = Text(max_length=64)
-    uncertainty_method = serializers.ChoiceField(UncertaintyMethod.choices, default="NONE")
+    uncertainty_method = serializers.ChoiceField(
+        UncertaintyMethod.choices,
+        default="NONE",
+        error_messages={
+            "invalid_choice": f"{{input!r}} is none of {', '.join(UncertaintyMethod.values)}."
+        },
+    )
     options = serializers.DictField(default=dict)
     clients = serializers.ListField(child=serializers.UUIDField(), default=list, max_length=100_000)
 
@@ -116,7 +122,7 @@ class ExtendInput(Input):
     guards_typos = True
 
     deadline = serializers.DateTimeField(required=False)
-    seconds = Finite(required=False, min_value=0.0, max_value=31_622_400.0)
+    seconds = Finite(required=False, min_value=1.0, max_value=31_622_400.0)
 
 
 class ExtendOutput(ControlOutput):

@@ -84,7 +84,12 @@ class TrainingMetricsView(View):
         operation_id="trainings_metrics",
         parameters=[
             *parameters(METRIC_FILTERS, ["step", "key"]),
-            OpenApiParameter("format", str, enum=["json", "csv"]),
+            OpenApiParameter(
+                "format",
+                str,
+                enum=["json", "csv"],
+                description="Or by the header Accept: text/csv.",
+            ),
         ],
         responses=answers(
             {

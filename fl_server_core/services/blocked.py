@@ -216,7 +216,10 @@ class _Look:
         if kind == TaskKind.INITIAL_WEIGHTS:
             return "another participant is asked for them"
         if kind == TaskKind.EVALUATE:
-            return f"it goes on with the {standing.done} results that are in"
+            arrived = (
+                f"with the {standing.done} results that are in" if standing.done else "without any"
+            )
+            return f"it goes on {arrived}"
         step, reason = decide(policy, replace(standing, overdue=True))
         if step in {Step.AGAIN, Step.EXTEND}:
             return "those who are missing are asked again"

@@ -1,7 +1,7 @@
 """How a round closes: its part of a training's options, frozen on the round, and the decision itself."""
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
@@ -271,9 +271,10 @@ def policy_faults(policy: RoundPolicy) -> Iterator[tuple[str, str]]:
     if policy.mode == "async" and policy.buffer_size not in {None, 1}:
         yield "buffer_size", "1 in the mode async; with more it is buffered"
     if (kind in COUNTED) != (count is not None):
-        yield "clients_per_round", f"belongs to the sampling {', '.join(sorted(COUNTED))}"
+        yield "clients_per_round", _both("clients_per_round", count is not None, COUNTED, kind)
     if (kind in SHARED) != (policy.client_fraction is not None):
-        yield "client_fraction", f"belongs to the sampling {', '.join(sorted(SHARED))}"
+        given = policy.client_fraction is not None
+        yield "client_fraction", _both("client_fraction", given, SHARED, kind)
     if policy.over_selection > 1 and kind in {"all", "poisson"}:
         yield "over_selection", f"the sampling {kind} aims at no number that could be exceeded"
     if len(set(policy.required)) != len(policy.required) or not all(map(_is_id, policy.required)):
@@ -281,6 +282,12 @@ def policy_faults(policy: RoundPolicy) -> Iterator[tuple[str, str]]:
     most = policy.goal(1_000_000)
     if policy.min_updates > most:
         yield "min_updates", f"a round comes to {most} updates at most with these options"
+
+
+def _both(option: str, given: bool, kinds: Iterable[str], kind: str) -> str:
+    if given:
+        return f"means nothing with the sampling {kind}; it belongs to {', '.join(sorted(kinds))}"
+    return f"the sampling {kind} needs {option}"
 
 
 def _is_id(text: str) -> bool:

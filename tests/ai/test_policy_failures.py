@@ -181,3 +181,13 @@ def test_with_nobody_left_to_ask_a_waiting_round_fails() -> None:
     step, _ = decide(RoundPolicy(failure_policy="wait"), Standing(0, 0, 0, overdue=False))
 
     assert step == Step.FAIL
+
+
+def test_a_training_that_ends_for_want_of_updates_says_with_which_codes_sites_failed() -> None:
+    running = scene(min_updates=2, skip_model_tests=True)
+
+    for site in ("ada", "grace"):
+        task = running.task(site)
+        task_failure(task=task, user=running.sites[site], code="EXTRA_MISSING", text="no dc")
+
+    assert running.now.reason.endswith("2 are needed (failed: 2 x EXTRA_MISSING)")

@@ -78,6 +78,24 @@ def test_what_would_not_be_done_as_asked_is_refused(login, fields, status: int, 
     response = login(running.actor).post("/api/trainings/", body(running, **fields))
 
     assert (response.status_code, response.json()["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"uncertainty_method": "MCDROPOUT"}, "NONE, ENSEMBLE, MC_DROPOUT, SWAG"),
+        ({"options": {"sampling": "fixed"}}, "the sampling fixed needs clients_per_round"),
+        ({"options": {"clients_per_round": 2}}, "means nothing with the sampling all"),
+    ],
+    ids=str,
+)
+def test_a_refusal_says_what_would_be_right(login, fields, said: str) -> None:
+    running = scene(started=False)
+
+    response = login(running.actor).post("/api/trainings/", body(running, **fields))
+
+    assert response.status_code == 400
+    assert said in response.json()["detail"]
     assert Training.objects.count() == 1
 
 
