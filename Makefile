@@ -14,7 +14,7 @@ PROGRAMS := $(wildcard tests/api/test_inference_*.py tests/api/test_torch_*.py) 
   tests/api/test_model_statistics.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo serve check test test-sqlite test-postgres test-heavy test-faults fuzz bench docs fix clean
+.PHONY: help venv demo serve check test test-sqlite test-postgres test-files test-heavy test-faults fuzz bench docs fix clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,17 +47,20 @@ check: venv ## everything but tests: style, types, imports, migrations, API sche
 	DJANGO_SETTINGS_MODULE=fl_server.settings.test $(PY) manage.py spectacular --validate --fail-on-warn --file /dev/null
 	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-test: venv ## all tests, on SQLite with the system tests, and beside them on PostgreSQL
-	@log=$$(mktemp); $(MAKE) --no-print-directory VENV=$(VENV) test-postgres > $$log 2>&1 & postgres=$$!; \
+test: venv ## all tests: on SQLite with the system tests; beside them on PostgreSQL, and those without a database
+	@log=$$(mktemp); $(MAKE) --no-print-directory --keep-going VENV=$(VENV) test-postgres test-files > $$log 2>&1 & beside=$$!; \
 	$(MAKE) --no-print-directory VENV=$(VENV) test-sqlite; sqlite=$$?; \
-	echo "Now the tests on PostgreSQL, which ran beside:"; wait $$postgres; status=$$?; \
+	echo "Now what ran beside: PostgreSQL, and the tests without a database."; wait $$beside; status=$$?; \
 	cat $$log; rm -f $$log; exit $$((sqlite + status))
 
-test-sqlite: venv
-	$(PY) -m pytest
+test-sqlite: venv ## what depends on the database, on SQLite; and the system tests, demo and docs
+	$(PY) -m pytest $(NO_DB:%=--ignore=%)
 
 test-postgres: venv ## what depends on the database, on PostgreSQL
 	FL_TEST_DB=postgres $(PY) -m pytest $(PG_TESTS) $(NO_DB:%=--ignore=%) $(PROGRAMS:%=--ignore=%)
+
+test-files: venv ## files, numbers and sandboxes, without a database
+	$(PY) -m pytest $(NO_DB)
 
 test-heavy: venv ## minutes and gigabytes, and a GPU where there is one
 	$(PY) -m pytest -m "heavy or gpu"
