@@ -180,11 +180,11 @@ def test_memory_stays_flat_over_many_images(pool: SandboxPool, known: Program) -
     child = psutil.Process(pool.pids[-1])
     start = child.memory_info().rss
 
-    for _ in range(10):
+    for _ in range(20):
         pool.predict(known, [data], Plain(), preparation=PREPARED)
 
-    # One of them takes 9 MB of bytes and 36 MB of floats.
-    assert child.memory_info().rss - start < 20 * 2**20
+    # One of them takes 9 MB of bytes and 36 MB of floats; the allocator keeps a buffer of one, or not.
+    assert child.memory_info().rss - start < 60 * 2**20
 
 
 def test_a_module_before_that_is_too_large_is_refused(tmp_path: Path) -> None:
