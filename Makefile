@@ -9,12 +9,13 @@ NO_DB := $(wildcard tests/ai/test_containers*.py tests/ai/test_hostile*.py tests
   tests/ai/test_image_steps.py tests/ai/test_preprocessing.py \
   tests/ai/test_strategies.py tests/ai/test_strategies_conformance.py tests/ai/test_strategies_robust.py) \
   tests/api/test_hostile_uploads.py
+SYSTEM := tests/system tests/demo tests/docs
 # Programs in sandboxes, which see no database; what the rows of a question go through is in test_inference.py.
 PROGRAMS := $(wildcard tests/api/test_inference_*.py tests/api/test_torch_*.py) tests/api/test_calibration.py \
   tests/api/test_model_statistics.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo serve check test test-sqlite test-postgres test-files test-heavy test-faults fuzz bench docs fix clean
+.PHONY: help venv demo serve check test test-sqlite test-postgres test-files test-system test-heavy test-faults fuzz bench docs fix clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,17 +48,20 @@ check: venv ## everything but tests: style, types, imports, migrations, API sche
 	DJANGO_SETTINGS_MODULE=fl_server.settings.test $(PY) manage.py spectacular --validate --fail-on-warn --file /dev/null
 	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-test: venv ## all tests: on SQLite with the system tests; beside them on PostgreSQL, and those without a database
-	@log=$$(mktemp); $(MAKE) --no-print-directory --keep-going VENV=$(VENV) test-postgres test-files > $$log 2>&1 & beside=$$!; \
-	$(MAKE) --no-print-directory VENV=$(VENV) test-sqlite; sqlite=$$?; \
-	echo "Now what ran beside: PostgreSQL, and the tests without a database."; wait $$beside; status=$$?; \
-	cat $$log; rm -f $$log; exit $$((sqlite + status))
+test: venv ## all tests, three lanes side by side: SQLite; PostgreSQL and what needs no database; real processes
+	@logs=$$(mktemp -d); make="$(MAKE) --no-print-directory --keep-going VENV=$(VENV)"; \
+	$$make test-postgres test-files > $$logs/a 2>&1 & a=$$!; $$make test-system > $$logs/b 2>&1 & b=$$!; \
+	$$make test-sqlite; status=$$?; echo "Now what ran beside."; \
+	wait $$b || status=1; cat $$logs/b; wait $$a || status=1; cat $$logs/a; rm -r $$logs; exit $$status
 
-test-sqlite: venv ## what depends on the database, on SQLite; and the system tests, demo and docs
-	$(PY) -m pytest $(NO_DB:%=--ignore=%)
+test-sqlite: venv ## what depends on the database, on SQLite
+	$(PY) -m pytest $(addprefix --ignore=,$(NO_DB) $(SYSTEM))
+
+test-system: venv ## real servers and processes, the demo, the examples of the documentation
+	$(PY) -m pytest $(SYSTEM)
 
 test-postgres: venv ## what depends on the database, on PostgreSQL
-	FL_TEST_DB=postgres $(PY) -m pytest $(PG_TESTS) $(NO_DB:%=--ignore=%) $(PROGRAMS:%=--ignore=%)
+	FL_TEST_DB=postgres $(PY) -m pytest $(PG_TESTS) $(addprefix --ignore=,$(NO_DB) $(PROGRAMS))
 
 test-files: venv ## files, numbers and sandboxes, without a database
 	$(PY) -m pytest $(NO_DB)
