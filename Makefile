@@ -13,6 +13,9 @@ SYSTEM := tests/system tests/demo tests/docs
 # Programs in sandboxes, which see no database; what the rows of a question go through is in test_inference.py.
 PROGRAMS := $(wildcard tests/api/test_inference_*.py tests/api/test_torch_*.py) tests/api/test_calibration.py \
   tests/api/test_model_statistics.py
+# Pages for people, forms, and what strategies compute: the same on every database.
+ONCE := tests/api/test_admin.py tests/api/test_errors.py tests/api/test_update_forms.py \
+  tests/api/test_strategy_vectors.py tests/ai/test_strategies_rounds.py tests/ai/test_plugins.py
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo serve check test test-sqlite test-postgres test-files test-system test-heavy test-faults fuzz bench docs fix clean
@@ -48,11 +51,11 @@ check: venv ## everything but tests: style, types, imports, migrations, API sche
 	DJANGO_SETTINGS_MODULE=fl_server.settings.test $(PY) manage.py spectacular --validate --fail-on-warn --file /dev/null
 	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-test: venv ## all tests, three lanes side by side: SQLite; PostgreSQL and what needs no database; real processes
+test: venv ## all tests, three lanes side by side: SQLite; PostgreSQL; real processes and what needs no database
 	@logs=$$(mktemp -d); make="$(MAKE) --no-print-directory --keep-going VENV=$(VENV)"; \
-	$$make test-postgres test-files > $$logs/a 2>&1 & a=$$!; $$make test-system > $$logs/b 2>&1 & b=$$!; \
+	$$make test-postgres > $$logs/a 2>&1 & a=$$!; $$make test-system test-files > $$logs/b 2>&1 & b=$$!; \
 	$$make test-sqlite; status=$$?; echo "Now what ran beside."; \
-	wait $$b || status=1; cat $$logs/b; wait $$a || status=1; cat $$logs/a; rm -r $$logs; exit $$status
+	wait $$a || status=1; cat $$logs/a; wait $$b || status=1; cat $$logs/b; rm -r $$logs; exit $$status
 
 test-sqlite: venv ## what depends on the database, on SQLite
 	$(PY) -m pytest $(addprefix --ignore=,$(NO_DB) $(SYSTEM))
@@ -61,7 +64,7 @@ test-system: venv ## real servers and processes, the demo, the examples of the d
 	$(PY) -m pytest $(SYSTEM)
 
 test-postgres: venv ## what depends on the database, on PostgreSQL
-	FL_TEST_DB=postgres $(PY) -m pytest $(PG_TESTS) $(addprefix --ignore=,$(NO_DB) $(PROGRAMS))
+	FL_TEST_DB=postgres $(PY) -m pytest $(PG_TESTS) $(addprefix --ignore=,$(NO_DB) $(PROGRAMS) $(ONCE))
 
 test-files: venv ## files, numbers and sandboxes, without a database
 	$(PY) -m pytest $(NO_DB)

@@ -50,15 +50,23 @@ def refused(response: Any, name: str) -> None:
     assert not MARKER.exists()
 
 
+# All of them are read as files in every run (tests/ai/test_hostile_files.py); over HTTP nightly.
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(list(CORPUS)[::4], id="every fourth"),
+        pytest.param(list(CORPUS), id="all", marks=pytest.mark.heavy),
+    ],
+)
 def test_hostile_updates_are_refused_and_the_round_goes_on(
-    login: Login, subtests: pytest.Subtests
+    login: Login, subtests: pytest.Subtests, names: list[str]
 ) -> None:
     running = scene()
     client = login(running.sites["ada"])
     url = f"/api/models/{running.training.model_id}/"
     before, weights = kept(), running.digest()
 
-    for name in CORPUS:
+    for name in names:
         with subtests.test(name):
             body = {"round": 0, "sample_size": 1, "model_file": hostile(name)}
             response = client.post(url, body, format="multipart")
