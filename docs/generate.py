@@ -9,9 +9,12 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fl_server_core.registry import Registry
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("fl_server_core", "fl_server_ai", "fl_server_api")
@@ -98,15 +101,7 @@ def strategies_page() -> str:
     from fl_server_ai.aggregation import STRATEGIES
     from fl_server_ai.aggregation.options import schema
 
-    parts = []
-    for name in STRATEGIES:
-        kind = STRATEGIES[name]
-        module = sys.modules[kind.__module__]
-        parts.append(
-            f"## {name}\n\n{inspect.getdoc(module)}\n\n{inspect.getdoc(kind)}\n\n"
-            f"{options_table(schema(kind.Options))}"
-        )
-    return "\n".join(parts)
+    return registered_page(STRATEGIES, schema)
 
 
 def uncertainty_page() -> str:
@@ -114,9 +109,14 @@ def uncertainty_page() -> str:
     from fl_server_ai.uncertainty import UNCERTAINTY
     from fl_server_ai.uncertainty.options import schema
 
+    return registered_page(UNCERTAINTY, schema)
+
+
+def registered_page(registry: "Registry[Any]", schema: Callable[[type[Any]], Any]) -> str:
+    """A section for each class: what its module and it say, and its options."""
     parts = []
-    for name in UNCERTAINTY:
-        kind = UNCERTAINTY[name]
+    for name in registry:
+        kind = registry[name]
         module = sys.modules[kind.__module__]
         parts.append(
             f"## {name}\n\n{inspect.getdoc(module)}\n\n{inspect.getdoc(kind)}\n\n"

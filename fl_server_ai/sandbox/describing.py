@@ -8,6 +8,7 @@ in a second run, multiplications are counted in what these are made of (`addmm`)
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -108,6 +109,19 @@ def _run(
         return
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """One operator that has run: its tensors, those of them that are the program's own, and their layer's row."""
+
+    name: str
+    namespace: str
+    args: Any
+    tensors: list[Tensor]
+    weights: list[Tensor]
+    row: dict[str, Any] | None
+    result: Any
+
+
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, owners: Mapping[int, str], rows: Mapping[str, dict[str, Any]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -126,42 +140,28 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         owned = [(t, self.owners.get(t.untyped_storage().data_ptr())) for t in tensors]
         row = self.rows.get(next((path for _, path in owned if path is not None), ""))
         mine = row if any(path is not None for _, path in owned) else None
-        self.saw(func, args, tensors, [t for t, path in owned if path is not None], mine, result)
+        weights = [t for t, path in owned if path is not None]
+        name, space = func.overloadpacket.__name__, func.namespace
+        self.saw(_Seen(name, space, args, tensors, weights, mine, result))
         return result
 
-    def saw(
-        self,
-        func: Any,
-        args: Any,
-        tensors: list[Tensor],
-        weights: list[Tensor],
-        row: dict[str, Any] | None,
-        result: Any,
-    ) -> None:
+    def saw(self, seen: _Seen) -> None:
         raise NotImplementedError
 
 
 class _Shapes(_Watch):  # type: ignore[no-untyped-call]
-    def saw(
-        self,
-        func: Any,
-        args: Any,
-        tensors: list[Tensor],
-        weights: list[Tensor],
-        row: dict[str, Any] | None,
-        result: Any,
-    ) -> None:
+    def saw(self, seen: _Seen) -> None:
+        row, weights = seen.row, seen.weights
         if row is None:
             return
         row["ran"] = True
-        name = func.overloadpacket.__name__
-        output = result if isinstance(result, Tensor) else first_tensor(result)
-        given = next((t for t in tensors if not any(t is w for w in weights)), None)
-        if name not in SHAPED or output is None or given is None:
+        output = seen.result if isinstance(seen.result, Tensor) else first_tensor(seen.result)
+        given = next((t for t in seen.tensors if not any(t is w for w in weights)), None)
+        if seen.name not in SHAPED or output is None or given is None:
             return
         row["input"], row["output"] = list(given.shape), list(output.shape)
         row["size"] = output.numel() * output.element_size()
-        if "conv" in name:
+        if "conv" in seen.name:
             row["kernel"] = list(weights[0].shape[2:])
 
 
@@ -170,22 +170,14 @@ class _Products(_Watch):  # type: ignore[no-untyped-call]
 
     total: int | None = 0
 
-    def saw(
-        self,
-        func: Any,
-        args: Any,
-        tensors: list[Tensor],
-        weights: list[Tensor],
-        row: dict[str, Any] | None,
-        result: Any,
-    ) -> None:
-        name = func.overloadpacket.__name__
-        if name in OPAQUE or func.namespace not in {"aten", "prim"}:
+    def saw(self, seen: _Seen) -> None:
+        row = seen.row
+        if seen.name in OPAQUE or seen.namespace not in {"aten", "prim"}:
             self.total = None
             if row is not None:
                 row["macs"] = None
             return
-        count = products(name, args, tensors, result)
+        count = products(seen.name, seen.args, seen.tensors, seen.result)
         if count is None:
             return
         if self.total is not None:

@@ -10,13 +10,26 @@ from safetensors.numpy import load
 import fl_client
 from fl_client import Context, SwagCollector, SwagResult
 from tests.client.conftest import Site
-from tests.client.fake_server import FakeServer, Reply
+from tests.client.fake_server import Asked, FakeServer, Reply
 
 pytestmark = pytest.mark.enable_socket
 
 
 def run(site: fl_client.Client, server: FakeServer, folder: Path) -> Any:
     return fl_client.run(site, url=server.url, token="key", workdir=folder)
+
+
+def accepting(server: FakeServer, url: str) -> list[Asked]:
+    """Take what is posted there, once for each task; the list of what has come."""
+    sent: list[Asked] = []
+
+    def take(asked: Asked) -> Reply:
+        sent.append(asked)
+        server.tasks.pop(0)
+        return Reply(201, {"detail": "ok"})
+
+    server.routes["POST", url] = take
+    return sent
 
 
 def test_moments_are_sent_as_two_files(server: FakeServer, tmp_path: Path) -> None:
@@ -30,14 +43,7 @@ def test_moments_are_sent_as_two_files(server: FakeServer, tmp_path: Path) -> No
             return collector.result(num_examples=7)
 
     server.add_task("swag", round=1, upload_url="/api/models/m/swag/")
-    sent = []
-
-    def swag(asked: Any) -> Reply:
-        sent.append(asked)
-        server.tasks.pop(0)
-        return Reply(201, {"detail": "ok"})
-
-    server.routes["POST", "/api/models/m/swag/"] = swag
+    sent = accepting(server, "/api/models/m/swag/")
     run(Swag(), server, tmp_path)
 
     assert sent[0].form == {"round": ["1"], "sample_size": ["7"]}
@@ -63,14 +69,7 @@ def test_deviations_are_a_third_file_where_the_server_takes_them(
             return collector.result(num_examples=7)
 
     server.add_task("swag", round=1, upload_url="/api/models/m/swag/", config={"swag_rank": 3})
-    sent = []
-
-    def swag(asked: Any) -> Reply:
-        sent.append(asked)
-        server.tasks.pop(0)
-        return Reply(201, {"detail": "ok"})
-
-    server.routes["POST", "/api/models/m/swag/"] = swag
+    sent = accepting(server, "/api/models/m/swag/")
     run(Swag(), server, tmp_path)
 
     found = load(sent[0].files["deviations_file"])["w"]
@@ -124,14 +123,7 @@ def test_initial_weights_are_sent_to_their_own_task(server: FakeServer, tmp_path
             return {"w": np.full(3, 2.5, np.float32)}
 
     server.add_task("initial_weights", round=0, upload_url="/api/tasks/t/result/")
-    sent = []
-
-    def result(asked: Any) -> Reply:
-        sent.append(asked)
-        server.tasks.pop(0)
-        return Reply(201, {"detail": "ok"})
-
-    server.routes["POST", "/api/tasks/t/result/"] = result
+    sent = accepting(server, "/api/tasks/t/result/")
     run(Beginner(), server, tmp_path)
 
     assert sent[0].form == {"meta": ['{"num_examples": 1}']}
