@@ -1,22 +1,20 @@
 """The command behind `make papers`: start a server, run the checks, compare, and say it with the exit status."""
 
 import argparse
-import datetime as dt
-import os
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.papers import data, heart, robust, two_nn
 from benchmarks.papers.federation import Federation
 from benchmarks.papers.picture import draw
-from benchmarks.papers.report import Outcome, Tell, save, show
+from benchmarks.papers.report import Outcome, Tell, keep, kept, show
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "papers.json"
 Check = Callable[[Federation, Tell], Outcome]
@@ -38,15 +36,15 @@ def chosen(options: argparse.Namespace) -> dict[str, tuple[str, Check]]:
     return {name: known[name] for name in options.checks or known}
 
 
-def run(console: Console, checks: dict[str, tuple[str, Check]]) -> dict[str, Outcome]:
-    """One server for all of them."""
+def run(console: Console, checks: dict[str, tuple[str, Check]], results: Path) -> list[Outcome]:
+    """One server for all of them; each is kept as soon as it has ended."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(pulse_style="blue"),
         TextColumn("{task.fields[said]}"),
         TimeElapsedColumn(),
     )
-    outcomes = {}
+    outcomes = []
     with (
         tempfile.TemporaryDirectory(prefix="papers-") as folder,
         Federation(Path(folder)) as federation,
@@ -54,7 +52,7 @@ def run(console: Console, checks: dict[str, tuple[str, Check]]) -> dict[str, Out
     ):
         shown = progress.add_task("making accounts", total=None, said="")
         for name, (_, check) in checks.items():
-            began = time.monotonic()
+            began, spent = time.monotonic(), federation.cpu()
             last = ""
 
             def tell(what: str, number: int, accuracy: float) -> None:
@@ -66,8 +64,11 @@ def run(console: Console, checks: dict[str, tuple[str, Check]]) -> dict[str, Out
                     console.print(what, highlight=False)
                 last = what
 
-            outcomes[name] = check(federation, tell)
-            outcomes[name].seconds = time.monotonic() - began
+            outcome = check(federation, tell)
+            outcome.seconds = time.monotonic() - began
+            outcome.cpu_seconds = federation.cpu() - spent
+            keep(results, name, outcome)
+            outcomes.append(outcome)
     return outcomes
 
 
@@ -81,7 +82,7 @@ def main() -> int:
         "--non-iid", action="store_true", help="P2 also by digit: 240 to 400 rounds more"
     )
     parser.add_argument("--json", type=Path, default=RESULTS)
-    parser.add_argument("--picture", type=Path, help="draw the curves here, as SVG")
+    parser.add_argument("--picture", type=Path, help="draw all curves in the JSON file, as SVG")
     options = parser.parse_args()
     if unknown := set(options.checks) - {"P1", "P2", "P3"}:
         parser.error(f"there is no check {', '.join(sorted(unknown))}; there are P1, P2 and P3")
@@ -93,15 +94,17 @@ def main() -> int:
             del checks[name]
     if not checks:
         return 0
-    outcomes = run(console, checks)
-    show(console, list(outcomes.values()))
-    for name, outcome in outcomes.items():
-        console.print(f"{name} took {outcome.seconds:.0f} s", highlight=False)
-    today = dt.datetime.now(dt.UTC).date().isoformat()
-    save(options.json, outcomes, date=today, torch=torch.__version__, cores=os.cpu_count())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server ends with us
+    outcomes = run(console, checks, options.json)
+    show(console, outcomes)
+    for name, outcome in zip(checks, outcomes, strict=True):
+        console.print(
+            f"{name} took {outcome.seconds:.0f} s, and {outcome.cpu_seconds:.0f} s of the processor",
+            highlight=False,
+        )
     if options.picture:
-        draw(options.picture, outcomes)
-    return 0 if all(outcome.passed for outcome in outcomes.values()) else 1
+        draw(options.picture, kept(options.json))
+    return 0 if all(outcome.passed for outcome in outcomes) else 1
 
 
 if __name__ == "__main__":

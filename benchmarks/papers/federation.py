@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -74,6 +75,14 @@ class Federation:
         self._fl.close()
         self._processes.__exit__()
         torch.set_num_threads(self._threads)
+
+    def cpu(self) -> float:
+        """Seconds of the processor so far: this process, the server and its children."""
+        server = self._processes.server
+        assert server is not None
+        root = psutil.Process(server.pid)
+        spent = [process.cpu_times() for process in (root, *root.children(recursive=True))]
+        return time.process_time() + sum(times.user + times.system for times in spent)
 
     def _account(self, name: str, **role: bool) -> dict[str, Any]:
         with fl_client.connect(self._processes.url) as anybody:

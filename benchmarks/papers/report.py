@@ -1,11 +1,13 @@
 """What the checks say: rows that compare, curves, a table and a JSON file."""
 
+import datetime as dt
 import json
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -30,6 +32,7 @@ class Outcome:
     rows: list[Row] = field(default_factory=list)
     curves: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
+    cpu_seconds: float = 0.0  # of server and sites together
 
     @property
     def passed(self) -> bool:
@@ -47,7 +50,21 @@ def show(console: Console, outcomes: Sequence[Outcome]) -> None:
     console.print(table)
 
 
-def save(path: Path, outcomes: dict[str, Outcome], **about: Any) -> None:
+def keep(path: Path, name: str, outcome: Outcome) -> None:
+    """Write one check to the JSON file; what the file has of the other checks stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    checks = {name: asdict(outcome) for name, outcome in outcomes.items()}
-    path.write_text(json.dumps({**about, "checks": checks}, indent=1) + "\n")
+    checks = json.loads(path.read_text()) if path.exists() else {}
+    day = dt.datetime.now(dt.UTC).date().isoformat()
+    machine = {"torch": torch.__version__, "cores": os.cpu_count()}
+    checks[name] = {"date": day, **machine, **asdict(outcome)}
+    path.write_text(json.dumps(dict(sorted(checks.items())), indent=1) + "\n")
+
+
+def kept(path: Path) -> dict[str, Outcome]:
+    """All checks of the JSON file, by name."""
+    names = {field.name for field in fields(Outcome)}
+    found = {}
+    for name, row in json.loads(path.read_text()).items():
+        found[name] = Outcome(**{key: value for key, value in row.items() if key in names})
+        found[name].rows = [Row(**one) for one in row["rows"]]
+    return found

@@ -1,6 +1,5 @@
 """P2: rounds until 97 % on MNIST with the 2NN of McMahan et al. 2017 (arXiv:1602.05629), Table 1."""
 
-import copy
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -106,7 +105,7 @@ def check(
     """The IID row for each seed and their mean; the non-IID one for the first seed if asked for."""
     outcome = Outcome()
     test = data.test()
-    module = copy.deepcopy(network())
+    module = network()
 
     def reached(name: str, seed: int, rounds: int, *, iid: bool) -> float | None:
         curve = outcome.curves.setdefault(name, [])
