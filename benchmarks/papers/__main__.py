@@ -14,9 +14,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from benchmarks.papers import data, heart, robust, two_nn
 from benchmarks.papers.federation import Federation
 from benchmarks.papers.picture import draw
-from benchmarks.papers.report import Outcome, Tell, keep, kept, show
+from benchmarks.papers.report import Outcome, Tell, keep, kept, publish, show
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "papers.json"
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "papers.json"
+PAGE = ROOT / "docs" / "explanation" / "paper-checks.md"
+PICTURE = ROOT / "docs" / "images" / "papers.svg"
 Check = Callable[[Federation, Tell], Outcome]
 
 
@@ -82,7 +85,11 @@ def main() -> int:
         "--non-iid", action="store_true", help="P2 also by digit: 240 to 400 rounds more"
     )
     parser.add_argument("--json", type=Path, default=RESULTS)
-    parser.add_argument("--picture", type=Path, help="draw all curves in the JSON file, as SVG")
+    parser.add_argument(
+        "--docs",
+        action="store_true",
+        help="write all of the JSON file into the docs: tables, picture",
+    )
     options = parser.parse_args()
     if unknown := set(options.checks) - {"P1", "P2", "P3"}:
         parser.error(f"there is no check {', '.join(sorted(unknown))}; there are P1, P2 and P3")
@@ -102,8 +109,9 @@ def main() -> int:
             f"{name} took {outcome.seconds:.0f} s, and {outcome.cpu_seconds:.0f} s of the processor",
             highlight=False,
         )
-    if options.picture:
-        draw(options.picture, kept(options.json))
+    if options.docs:
+        publish(PAGE, kept(options.json))
+        draw(PICTURE, kept(options.json))
     return 0 if all(outcome.passed for outcome in outcomes) else 1
 
 

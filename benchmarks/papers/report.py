@@ -3,14 +3,15 @@
 import datetime as dt
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+BEGIN, END = "<!-- tables: make papers PAPERS=--docs -->", "<!-- end of tables -->"
 Tell = Callable[[str, int, float], None]  # what is trained, the round that has ended, accuracy in %
 
 
@@ -33,6 +34,9 @@ class Outcome:
     curves: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
     cpu_seconds: float = 0.0  # of server and sites together
+    date: str = ""
+    torch: str = str(torch.__version__)
+    cores: int | None = os.cpu_count()
 
     @property
     def passed(self) -> bool:
@@ -51,20 +55,43 @@ def show(console: Console, outcomes: Sequence[Outcome]) -> None:
 
 
 def keep(path: Path, name: str, outcome: Outcome) -> None:
-    """Write one check to the JSON file; what the file has of the other checks stays."""
+    """Write one check to the JSON file, with today's date; what the file has of the other checks stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     checks = json.loads(path.read_text()) if path.exists() else {}
-    day = dt.datetime.now(dt.UTC).date().isoformat()
-    machine = {"torch": torch.__version__, "cores": os.cpu_count()}
-    checks[name] = {"date": day, **machine, **asdict(outcome)}
+    outcome.date = dt.datetime.now(dt.UTC).date().isoformat()
+    checks[name] = asdict(outcome)
     path.write_text(json.dumps(dict(sorted(checks.items())), indent=1) + "\n")
 
 
 def kept(path: Path) -> dict[str, Outcome]:
     """All checks of the JSON file, by name."""
-    names = {field.name for field in fields(Outcome)}
-    found = {}
-    for name, row in json.loads(path.read_text()).items():
-        found[name] = Outcome(**{key: value for key, value in row.items() if key in names})
-        found[name].rows = [Row(**one) for one in row["rows"]]
+    found = {name: Outcome(**row) for name, row in json.loads(path.read_text()).items()}
+    for outcome in found.values():
+        outcome.rows = [Row(**row) for row in outcome.rows]  # type: ignore[arg-type]
     return found
+
+
+def tables(outcomes: Mapping[str, Outcome]) -> str:
+    """Markdown: a table of all rows, and one of what they took."""
+    lines = ["| check | what | expected | reached | |", "| --- | --- | --- | --- | --- |"]
+    for row in (row for outcome in outcomes.values() for row in outcome.rows):
+        verdict = "passed" if row.passed else "**missed**"
+        lines.append(f"| {row.check} | {row.what} | {row.expected} | {row.reached} | {verdict} |")
+    lines += [
+        "",
+        "| check | run on | torch | seconds | seconds of the processor, server and sites | cores |",
+    ]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
+    for name, one in outcomes.items():
+        took = f"{one.seconds:.0f} | {one.cpu_seconds:.0f}"
+        lines.append(f"| {name} | {one.date} | {one.torch} | {took} | {one.cores} |")
+    return "\n".join(lines) + "\n"
+
+
+def publish(page: Path, outcomes: Mapping[str, Outcome]) -> None:
+    """Put the tables between the two markers of the page."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"{page} has no {BEGIN} and {END} to put the tables between")
+    page.write_text(f"{before}{BEGIN}\n\n{tables(outcomes)}\n{END}{after}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.papers import __main__ as command
-from benchmarks.papers import data, heart, robust, two_nn
+from benchmarks.papers import data, heart, report, robust, two_nn
 from benchmarks.papers.federation import Federation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,6 +125,24 @@ def test_without_data_it_says_so_and_is_no_failure(
     assert all(
         f"{check} is left out: there is no {tmp_path}" in said for check in ("P1", "P2", "P3")
     )
+
+
+def test_what_was_kept_of_one_run_is_published_with_the_next(tmp_path: Path) -> None:
+    results, page = tmp_path / "results" / "papers.json", tmp_path / "page.md"
+    page.write_text(f"# Page\n\n{report.BEGIN}\nof last time\n{report.END}\n\nThe end.\n")
+    hit = report.Row("P3", "mean", "11.4 % ± 0.3", "11.42 %", passed=True)
+    miss = report.Row("P1", "seed 42", "0.7", "0.6", passed=False)
+
+    report.keep(results, "P3", report.Outcome([hit], {"mean": [11.42]}))
+    report.keep(results, "P1", report.Outcome([miss], {"seed 42": [60.0]}))
+    report.publish(page, report.kept(results))
+
+    lines = page.read_text().splitlines()
+    assert "| P1 | seed 42 | 0.7 | 0.6 | **missed** |" in lines
+    assert "| P3 | mean | 11.4 % ± 0.3 | 11.42 % | passed |" in lines
+    assert (lines[0], lines[-1]) == ("# Page", "The end.")
+    assert "of last time" not in lines
+    assert [one.passed for one in report.kept(results).values()] == [False, True]
 
 
 @pytest.mark.heavy
