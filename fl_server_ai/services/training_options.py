@@ -12,7 +12,7 @@ from fl_server_ai.received.names import check_model_names
 from fl_server_ai.received.wanted import Patterns, Wanted
 from fl_server_ai.uncertainty import UNCERTAINTY
 from fl_server_ai.uncertainty.options import parse_options as parse_uncertainty
-from fl_server_core.exceptions import Invalid
+from fl_server_core.exceptions import Invalid, Unavailable
 from fl_server_core.models import Training
 from fl_server_core.models.trainings import UncertaintyMethod
 from fl_server_core.services.round_policy import RoundPolicy, policy_faults
@@ -166,6 +166,16 @@ def options_validate(
     _check_mode(aggregation_method, trainer, uncertainty_method)
 
 
+def strategy_kind(name: str) -> type[Strategy[Any]]:
+    """The strategy that a training names; `Unavailable` if its plug-in was taken away meanwhile."""
+    if name not in STRATEGIES:
+        raise Unavailable(
+            f"the strategy {name!r} is not installed on this server; put its plug-in back and restart",
+            code="STRATEGY_MISSING",
+        )
+    return STRATEGIES[name]
+
+
 def _check_chaining(method: str, given: Mapping[str, Any], options: TrainerOptions) -> None:
     every = options.aggregation_every
     wrong = ""
@@ -191,7 +201,7 @@ def _check_fewest(method: str, strategy: Strategy[Any], options: TrainerOptions)
 
 
 def _check_mode(method: str, options: TrainerOptions, uncertainty_method: str) -> None:
-    meant = STRATEGIES[method].mode
+    meant = strategy_kind(method).mode
     if (meant == "async") != (options.mode == "async") or (
         meant == "buffered" and options.mode != "buffered"
     ):
@@ -248,7 +258,7 @@ def _split(
     rest.pop("uncertainty", None)  # checked once, for the training's method
     rest = {**rest, **_swag_rounds(rest)}
     own = {name: rest.pop(name) for name in list(rest) if name in TRAINER_FIELDS}
-    kind = STRATEGIES[aggregation_method]
+    kind = strategy_kind(aggregation_method)
     trainer = parse_options(TrainerOptions, own)
     if trainer.mode is None:
         trainer = replace(trainer, mode=kind.mode)

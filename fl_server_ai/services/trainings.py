@@ -83,7 +83,7 @@ def training_create(
 def training_notices(training: Training) -> list[str]:
     """What researchers and sites should know before a training starts."""
     notices = []
-    if trainer_options(training).daisy_chain_period:
+    if training.options.get("daisy_chain_period"):
         notices.append(
             "Daisy chaining: the model that a site has trained on its own data goes to another site as "
             "it is, before it is averaged. A site may refuse."
