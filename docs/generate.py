@@ -112,10 +112,17 @@ def registered_page(registry: "Registry[Any]", schema: Callable[[str], Any]) -> 
         kind = registry[name]
         module = sys.modules[kind.__module__]
         parts.append(
-            f"## {name}\n\n{inspect.getdoc(module)}\n\n{inspect.getdoc(kind)}\n\n"
+            f"## {name}\n\n{inspect.getdoc(module)}\n\n{inspect.getdoc(kind)}\n\n{paper(kind)}"
             f"{options_table(schema(name))}"
         )
     return "\n".join(parts)
+
+
+def paper(kind: type[Any]) -> str:
+    """A line with the link to the paper that a strategy follows."""
+    given = getattr(kind, "paper", "")
+    url = given if given.startswith("https://") else f"https://arxiv.org/abs/{given}"
+    return f"Paper: <{url}>\n\n" if given else ""
 
 
 def preprocessing_page() -> str:
