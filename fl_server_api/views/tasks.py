@@ -101,9 +101,7 @@ class TaskResultView(View):
         """Send what was trained or measured; the same as posting to the model."""
         task = _task(request, pk)
         if task.kind == TaskKind.TRAIN:
-            update_expected(
-                training=task.round.training, owner=caller(request), number=task.number
-            )
+            update_expected(training=task.round.training, owner=caller(request), number=task.number)
         body = parsed(ResultInput, request)
         meta = _meta(body["meta"])
         model_id = str(task.round.training.model_id)

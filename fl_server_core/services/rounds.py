@@ -151,7 +151,9 @@ def deadline_in(seconds: float | None) -> datetime | None:
 def membership_check(*, training: Training, user: User) -> None:
     """Raise `NotPermitted` unless the user takes part now."""
     if not Participant.objects.filter(training=training, user=user, removed_at=None).exists():
-        raise NotPermitted("you do not take part in this training", code="NOT_PARTICIPANT")
+        raise NotPermitted(
+            "you do not take part in this training; its actor can add you", code="NOT_PARTICIPANT"
+        )
 
 
 def sample_size_check(sample_size: int) -> None:

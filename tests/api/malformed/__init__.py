@@ -10,7 +10,7 @@ Hostile files, which want to run code or to eat memory, are in `tests/ai/hostile
 """
 
 from tests.api.malformed import asking, bodies, contents, files
-from tests.api.malformed.case import Case, Stage
+from tests.api.malformed.case import Case, Send, Stage
 
 GROUPS: dict[str, list[Case]] = {
     "asking": asking.CASES,
@@ -19,4 +19,6 @@ GROUPS: dict[str, list[Case]] = {
     "contents": contents.CASES,
 }
 
-__all__ = ["GROUPS", "Case", "Stage"]
+FILES = ("files", "contents")  # whose cases are a file each, which may come in by any door
+
+__all__ = ["FILES", "GROUPS", "Case", "Send", "Stage"]

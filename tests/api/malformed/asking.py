@@ -25,7 +25,7 @@ def path(address: str, who: str = "ada") -> Send:
 
     def send(stage: Stage, to: str) -> Any:
         body = {"round": 0, "sample_size": 2, "model_file": file(HONEST)}
-        found = address.format(update=uuid.UUID(int=1), spare=stage.scene("spare").model.pk)
+        found = address.format(update=uuid.UUID(int=1), spare=stage.scene(to).model.pk)
         return stage.client(who).post(found, body, format="multipart")
 
     return send

@@ -155,7 +155,6 @@ MADE: dict[str, Callable[[Stage], Scene]] = {
     ),
     "chain": lambda stage: stage.another(daisy_chain_period=2),
     "no bias": lambda stage: stage.another(exclude=["*.bias"]),
-    "Krum": lambda stage: stage.another("Krum", f=0),
 }
 
 HONEST = save(weights(1.0))

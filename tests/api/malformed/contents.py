@@ -17,7 +17,13 @@ DC = f"extra.scaffold.dc.{B}"
 
 
 def bad(
-    name: str, code: str, say: str, tensors: Arrays, to: str = "main", status: int = 422, **told: Any
+    name: str,
+    code: str,
+    say: str,
+    tensors: Arrays,
+    to: str = "main",
+    status: int = 422,
+    **told: Any,
 ) -> Case:
     """Safetensors of these tensors, where None is left out; `told` is its metadata."""
     kept = {key: value for key, value in tensors.items() if value is not None}
@@ -98,7 +104,8 @@ KINDS = [
     bad("a delta beyond the dtype", "NON_FINITE", B, but(layer__bias=filled(3.4e38)), "huge", kind="delta"),
     bad("a subset of another model", "KEY_MISMATCH", "other", {"other": ONES}, kind="subset"),
     bad("a subset of nothing", "KEY_MISMATCH", "no weights", {}, kind="subset"),
-    bad("a subset for Krum", "PARTIAL_NOT_TAKEN", "Krum|all tensors", {W: BASE[W]}, "Krum", kind="subset"),
+    bad("a subset for a geometric median", "PARTIAL_NOT_TAKEN", "GeometricMedian|all tensors", {W: BASE[W]}, "GeometricMedian",
+        kind="subset"),
     bad("a subset in a daisy chain", "PARTIAL_NOT_TAKEN", "daisy chain|whole", {W: BASE[W]}, "chain", kind="subset"),
     bad("sparse numbers for a median", "PARTIAL_NOT_TAKEN", "subset", sparse([1.0], [0]), "FedMedian", kind="sparse"),
     bad("a tensor that stays with the sites", "TENSOR_EXCLUDED", f"{B}|leave it out", BASE, "no bias"),
