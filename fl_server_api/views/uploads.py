@@ -17,7 +17,7 @@ from rest_framework.response import Response
 
 from fl_server_api.auth import caller
 from fl_server_api.serializers.uploads import UploadOutput
-from fl_server_api.throttling import UPLOADS
+from fl_server_api.throttling import PIECES, UPLOADS
 from fl_server_api.views.base import View, answers
 from fl_server_core.exceptions import Invalid, UnknownContainer
 from fl_server_core.models import Upload
@@ -122,6 +122,8 @@ class UploadsView(TusView):
 
 class UploadView(TusView):
     """One file on its way."""
+
+    rates = {"PATCH": PIECES}
 
     @extend_schema(operation_id="uploads_retrieve", responses=answers({200: UploadOutput}, 404))
     def get(self, request: Request, pk: str) -> Response:
