@@ -20,6 +20,12 @@ ABOUT = {  # where the text is put together from parts
     "UNKNOWN_FIELD": "there is no field of this name; the detail names the one that was probably meant",
     "UNKNOWN_TRANSFORM": "a transform that is not read here; the page on preprocessing lists those that are",
 }
+# Raised where only the server's own work can come to them, never a request: they stand in the reason of a training or a
+# round, or guard against callers that are not there.
+NO_ANSWERS = {
+    (400, "BAD_WEIGHT"), (400, "NO_DRAWS"), (400, "SAMPLE_SIZE"), (400, "NO_MOMENTS"),
+    (400, "DEVIATIONS"), (400, "WRONG_KIND"), (409, "GONE"), (422, "NOT_REPRESENTABLE"),
+}  # fmt: skip
 OWN = re.compile(r"^    (default_)?code(: ClassVar\[str\])? = \"[A-Z]", re.MULTILINE)
 
 
@@ -35,6 +41,10 @@ class Entry:
 
 def refusals() -> list[Entry]:
     """All that come as the answer to a request, by status and code."""
+    return [entry for entry in _all() if (entry.status, entry.code) not in NO_ANSWERS]
+
+
+def _all() -> list[Entry]:
     found: dict[tuple[int, str], Entry] = {}
 
     def add(status: int, code: str, says: str = "", file: str = "") -> None:
@@ -70,7 +80,8 @@ def refusals() -> list[Entry]:
 def reasons() -> list[Entry]:
     """All that stand at the start of a reason: of a round, an update, a part or a training; no status."""
     gaps = importlib.import_module("fl_server_core.selectors.gaps")
-    found: dict[str, Entry] = {}
+    inside = [entry for entry in _all() if (entry.status, entry.code) in NO_ANSWERS]
+    found = {entry.code: entry for entry in inside}
     for path, tree in _sources():
         for node in _own_texts(tree):
             text = _text(node)

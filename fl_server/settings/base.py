@@ -344,6 +344,7 @@ SPECTACULAR_SETTINGS = {
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
         "fl_server_api.openapi.with_pages",
+        "fl_server_api.openapi.with_links",
     ],
 }
 
