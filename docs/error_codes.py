@@ -15,7 +15,6 @@ REASON = re.compile(r"([A-Z][A-Z_]{3,}): ")
 ABOUT = {  # where the text is put together from parts
     "BAD_PREPROCESSING": "the pipeline is no list of steps, or a step has an option that it does not know; see the page on preprocessing",
     "METHOD_NOT_ALLOWED": "the address has no such method; `Allow` names those that it has",
-    "NOT_ACCEPTABLE": "`Accept` names nothing that this address can answer; leave it out, or ask for application/json",
     "THROTTLED": "more requests than are allowed in that time, or too many wrong passwords; wait as long as `Retry-After` says",
     "UNKNOWN_FIELD": "there is no field of this name; the detail names the one that was probably meant",
     "UNKNOWN_TRANSFORM": "a transform that is not read here; the page on preprocessing lists those that are",
