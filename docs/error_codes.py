@@ -23,7 +23,7 @@ ABOUT = {  # where the text is put together from parts
 # round, or guard against callers that are not there.
 NO_ANSWERS = {
     (400, "BAD_WEIGHT"), (400, "NO_DRAWS"), (400, "SAMPLE_SIZE"), (400, "NO_MOMENTS"),
-    (400, "DEVIATIONS"), (400, "WRONG_KIND"), (409, "GONE"), (422, "NOT_REPRESENTABLE"),
+    (400, "DEVIATIONS"), (400, "WRONG_KIND"), (400, "NO_DROPOUT"), (409, "GONE"), (422, "NOT_REPRESENTABLE"),
 }  # fmt: skip
 OWN = re.compile(r"^    (default_)?code(: ClassVar\[str\])? = \"[A-Z]", re.MULTILINE)
 

@@ -33,6 +33,13 @@ def _page(array: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def with_bodies_of_delete(result: dict[str, Any], **_: Any) -> dict[str, Any]:
+    """After: `DELETE trainings/<id>/clients/` has a body, which is the one of PUT."""
+    clients = result["paths"]["/api/trainings/{id}/clients/"]
+    clients["delete"]["requestBody"] = clients["put"]["requestBody"]
+    return result
+
+
 # What an answer names, and where its id belongs: (operation, status, where the id is, path without its first part).
 MADE = (
     ("groups_create", "201", "/id", "groups/{id}/"),

@@ -345,6 +345,7 @@ SPECTACULAR_SETTINGS = {
         "drf_spectacular.hooks.postprocess_schema_enums",
         "fl_server_api.openapi.with_pages",
         "fl_server_api.openapi.with_links",
+        "fl_server_api.openapi.with_bodies_of_delete",
     ],
 }
 

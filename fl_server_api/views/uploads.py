@@ -45,13 +45,14 @@ class OtherVersion(APIException):
     default_code = "TUS_VERSION"
 
 
-def _header(name: str, about: str, *, required: bool = True) -> OpenApiParameter:
+def _header(name: str, about: str, *, pattern: str = "", required: bool = True) -> OpenApiParameter:
+    kind: dict[str, Any] = {"type": "string", **({"pattern": f"^{pattern}$"} if pattern else {})}
     return OpenApiParameter(
-        name, str, OpenApiParameter.HEADER, required=required, description=about
+        name, kind, OpenApiParameter.HEADER, required=required, description=about
     )
 
 
-TUS = _header("Tus-Resumable", VERSION)
+TUS = OpenApiParameter("Tus-Resumable", str, OpenApiParameter.HEADER, required=True, enum=[VERSION])
 
 
 class TusView(View):
@@ -59,7 +60,7 @@ class TusView(View):
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
-        if request.method not in {"GET", "OPTIONS"}:
+        if request.method in {"HEAD", "POST", "PATCH", "DELETE"}:  # those that tus has
             said = request.headers.get("Tus-Resumable", "")
             if said != VERSION:
                 raise OtherVersion(f"send the header Tus-Resumable: {VERSION}")
@@ -98,7 +99,7 @@ class UploadsView(TusView):
         request=None,
         parameters=[
             TUS,
-            _header("Upload-Length", "Bytes of the whole file."),
+            _header("Upload-Length", "Bytes of the whole file.", pattern="[1-9][0-9]{0,9}"),
             _header(
                 "Upload-Metadata",
                 "`sha256 <base64 of the hexadecimal digest>`: checked when the file is complete.",
@@ -149,7 +150,7 @@ class UploadView(TusView):
         request={MEDIA_TYPE: OpenApiTypes.BINARY},
         parameters=[
             TUS,
-            _header("Upload-Offset", "How many bytes are there already."),
+            _header("Upload-Offset", "How many bytes are there already.", pattern="[0-9]{1,18}"),
             _header("Upload-Checksum", "`sha256 <base64>` of this piece.", required=False),
         ],
         responses=answers({204: None}, 400, 404, 409, 412, 415, 422, 460, 507),

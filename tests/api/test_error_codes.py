@@ -130,6 +130,16 @@ def judged_by_nothing(desk: Desk) -> Any:
     return desk.answer(posted, client)
 
 
+@provokes(400, "NO_MODELS")
+def an_ensemble_of_gradients(desk: Desk) -> Any:
+    running = scene(started=False)
+    body = {
+        "model_id": str(running.model.pk), "target_num_updates": 1, "metric_names": [],
+        "aggregation_method": "FedSGD", "uncertainty_method": "ENSEMBLE",
+    }  # fmt: skip
+    return desk.client(running.actor).post("/api/trainings/", body, format="json")
+
+
 @provokes(401, "TOKEN_EXPIRED")
 def old_token(desk: Desk) -> Any:
     client = desk.anybody()
@@ -146,6 +156,28 @@ def upload_without_its_file(desk: Desk) -> Any:
     return client.generic(
         "PATCH", f"/api/uploads/{made}/", b"x", kind, HTTP_UPLOAD_OFFSET="0", **TUS
     )
+
+
+class Interrupted(io.BytesIO):
+    """A body in whose middle its sender asks how far it is, as after a line that seemed dead."""
+
+    def __init__(self, data: bytes, ask: Callable[[], Any]) -> None:
+        super().__init__(data)
+        self.ask = ask
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() > 0:
+            self.ask()
+        return super().read(size)
+
+
+@provokes(409, "UPLOAD_TAKEN_OVER")
+def another_request_for_the_same_upload(desk: Desk) -> Any:
+    client, data = desk.anybody(), bytes(200_000)
+    made = client.post("/api/uploads/", HTTP_UPLOAD_LENGTH=str(len(data)), **TUS).json()["id"]
+    url, kind = f"/api/uploads/{made}/", "application/offset+octet-stream"
+    body = {"wsgi.input": Interrupted(data, lambda: client.head(url, **TUS))}
+    return client.generic("PATCH", url, data, kind, HTTP_UPLOAD_OFFSET="0", **TUS, **body)
 
 
 @provokes(405, "METHOD_NOT_ALLOWED")
