@@ -15,7 +15,8 @@ PROGRAMS := $(wildcard tests/api/test_inference_*.py tests/api/test_torch_*.py) 
   tests/api/test_model_statistics.py
 # Pages for people, forms, and what strategies compute: the same on every database.
 ONCE := tests/api/test_admin.py tests/api/test_errors.py tests/api/test_update_forms.py \
-  tests/api/test_strategy_vectors.py tests/ai/test_strategies_rounds.py tests/ai/test_plugins.py tests/api/test_plugin_trainings.py
+  tests/api/test_malformed_updates.py tests/api/test_strategy_vectors.py tests/ai/test_strategies_rounds.py \
+  tests/ai/test_plugins.py tests/api/test_plugin_trainings.py
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo serve check test test-sqlite test-postgres test-files test-system test-heavy test-faults fuzz bench papers docs fix clean

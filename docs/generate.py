@@ -1,11 +1,11 @@
 """Writes the reference pages that are made from code: `python docs/generate.py FOLDER`."""
 # ruff: noqa: TID251 - a process of its own, whose environment it sets
 
-import ast
 import importlib
 import inspect
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from fl_server_core.registry import Registry
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("fl_server_core", "fl_server_ai", "fl_server_api")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -148,61 +147,36 @@ def trainer_options_page() -> str:
 # --- errors -----------------------------------------------------------------------------------
 
 
+SHOWN = 3  # texts of one code
+
+
 def errors_page() -> str:
-    """The exceptions of the domain, and every code that is raised with one of them."""
-    from fl_server_api.errors import CODES, STATUS
-    from fl_server_core import exceptions as domain
+    """Every code of a refusal, with what it says; then those that stand in reasons."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    from error_codes import reasons, refusals
 
-    importlib.import_module("fl_server_core.services.tokens")
-    importlib.import_module("fl_server_ai.sandbox.errors")
-    kinds = {kind.__name__: kind for kind in _subclasses(domain.DomainError)}
-
-    def status(kind: type) -> object:
-        return next((s for base, s in STATUS.items() if issubclass(kind, base)), 401)
-
-    rows = [
-        (code(kind.code), status(kind), code(name), (inspect.getdoc(kind) or "").split("\n\n")[0])
-        for name, kind in kinds.items()
-    ]
     first = table(
-        ("code", "status", "exception", "meaning"), sorted(rows, key=lambda r: (r[1], r[0]))
+        ("code", "status", "what it says"),
+        [(code(entry.code), entry.status, _texts(entry.says)) for entry in refusals()],
     )
-    found: dict[tuple[object, str], set[str]] = {}
-    for name, value, where in _raised({*kinds, "AuthenticationFailed"}):
-        answered = status(kinds[name]) if name in kinds else 401
-        found.setdefault((answered, code(value)), set()).add(code(where))
     second = table(
-        ("code", "status", "raised in"),
-        [
-            (value, answered, ", ".join(sorted(found[answered, value])))
-            for answered, value in sorted(found)
-        ],
+        ("code", "what it says"),
+        [(code(entry.code), _texts(entry.says)) for entry in reasons()],
     )
-    third = table(("status", "code"), [(s, code(c)) for s, c in CODES.items()])
-    return (
-        f"## Exceptions\n\n{first}\n## More precise codes\n\n{second}\n"
-        f"## What the framework itself refuses\n\n{third}"
-    )
+    return f"## Refusals\n\n{first}\n## Codes in reasons\n\n{REASONS}\n\n{second}"
 
 
-def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
-    below: type[Any]
-    for below in kind.__subclasses__():
-        yield below
-        yield from _subclasses(below)
+REASONS = (
+    "These come with no refusal. They stand at the start of a `reason` or `failure`: why a round was skipped or has failed, why a part of it ended "
+    "without an update, why a message was not delivered, why a training stopped. Sites add codes of their own with `POST tasks/<id>/failure/`, and a refusal that "
+    "comes up while updates are aggregated is named there by its code from the table above."
+)
 
 
-def _raised(names: set[str]) -> Iterator[tuple[str, str, str]]:
-    """Calls of these exceptions with a literal `code=`: (exception, code, file)."""
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Call):
-                    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-                    for keyword in node.keywords:
-                        value = getattr(keyword.value, "value", None)
-                        if name in names and keyword.arg == "code" and isinstance(value, str):
-                            yield name, value, str(path.relative_to(ROOT))
+def _texts(says: Iterable[str]) -> str:
+    """The first few, with dots for what is filled in."""
+    shown = [re.sub(r"\{[^{}]*(\{[^{}]*\}[^{}]*)*\}", "…", text) for text in says]
+    return " / ".join(shown[:SHOWN]) + (" / …" if len(shown) > SHOWN else "")
 
 
 # --- HTTP API ---------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import logging
 import math
 from typing import Any
 
+from django.conf import settings
 from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
 from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
 from django.db import InterfaceError, OperationalError
@@ -39,7 +40,6 @@ CODES = {
     403: "NOT_PERMITTED",
     404: "NOT_FOUND",
     405: "METHOD_NOT_ALLOWED",
-    406: "NOT_ACCEPTABLE",
     415: "UNSUPPORTED_MEDIA_TYPE",
     429: "THROTTLED",
 }
@@ -79,9 +79,15 @@ def _answer(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]] | No
         said = "the request's body could not be read to its end"
         return 400, {"detail": said, "code": "BODY_INTERRUPTED"}, {}
     if isinstance(error, RequestDataTooBig):
-        return 413, {"detail": "the request is too large", "code": "TOO_LARGE"}, {}
+        most = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+        said = f"all but the files of a form may have {most:,} bytes; send what is large as a file"
+        return 413, {"detail": said, "code": "TOO_LARGE"}, {}
     if isinstance(error, SuspiciousOperation):
-        return 400, {"detail": "the request has too many parts", "code": "TOO_MANY_FIELDS"}, {}
+        said = (
+            f"a form may have {settings.DATA_UPLOAD_MAX_NUMBER_FIELDS:,} fields and "
+            f"{settings.DATA_UPLOAD_MAX_NUMBER_FILES:,} files; send fewer"
+        )
+        return 400, {"detail": said, "code": "TOO_MANY_FIELDS"}, {}
     if isinstance(error, Http404):
         error = exceptions.NotFound()
     elif isinstance(error, DjangoPermissionDenied):

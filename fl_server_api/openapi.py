@@ -1,4 +1,4 @@
-"""What drf-spectacular can't see by itself: the twin under /api/v1/, and lists that may come in pages."""
+"""What drf-spectacular can't see by itself: the twin under /api/v1/, lists in pages, and what an id is for."""
 
 from typing import Any
 
@@ -31,3 +31,40 @@ def _page(array: dict[str, Any]) -> dict[str, Any]:
         },
         "required": ["count", "next", "previous", "results"],
     }
+
+
+def with_bodies_of_delete(result: dict[str, Any], **_: Any) -> dict[str, Any]:
+    """After: `DELETE trainings/<id>/clients/` has a body, which is the one of PUT."""
+    clients = result["paths"]["/api/trainings/{id}/clients/"]
+    clients["delete"]["requestBody"] = clients["put"]["requestBody"]
+    return result
+
+
+# What an answer names, and where its id belongs: (operation, status, where the id is, path without its first part).
+MADE = (
+    ("groups_create", "201", "/id", "groups/{id}/"),
+    ("users_register", "201", "/id", "users/{id}/"),
+    ("tokens_create", "201", "/id", "users/myself/tokens/{id}/"),
+    ("models_create", "201", "/model_id", "models/{id}/"),
+    ("trainings_create", "201", "/training_id", "trainings/{id}/"),
+    ("uploads_create", "201", "/id", "uploads/{id}/"),
+    ("tasks_next", "200", "/task/id", "tasks/{id}/"),
+    ("inference", "202", "/job_id", "inference/{id}/"),
+    ("calibration", "202", "/job_id", "calibrations/{id}/"),
+)
+
+
+def with_links(result: dict[str, Any], **_: Any) -> dict[str, Any]:
+    """After: each answer that makes something names the operations that its id is for."""
+    operations = {
+        operation["operationId"]: (path, operation)
+        for path, methods in result["paths"].items()
+        for operation in methods.values()
+    }
+    for made, status, pointer, below in MADE:
+        links = operations[made][1]["responses"][status].setdefault("links", {})
+        for name, (path, _) in operations.items():
+            if path.startswith(f"/api/{below}"):
+                parameters = {"id": f"$response.body#{pointer}"}
+                links[name] = {"operationId": name, "parameters": parameters}
+    return result

@@ -10,7 +10,7 @@ from django.core.files.uploadhandler import FileUploadHandler
 from django.http import HttpRequest
 from rest_framework.request import Request
 
-from fl_server_core.exceptions import OutOfSpace, TooLarge
+from fl_server_core.exceptions import Invalid, OutOfSpace, TooLarge
 from fl_server_core.storage import out_of_space, staging_path
 
 CHUNK = 2**20
@@ -82,6 +82,15 @@ class StagingUploadHandler(FileUploadHandler):
             self.staged.finish()
         done, self.staged = self.staged, None
         return done
+
+    def upload_complete(self) -> None:
+        """Django says nothing of a body without its last boundary, and forgets the file that it ends in."""
+        if self.staged is not None:
+            self.staged.close()
+            raise Invalid(
+                f"the body ends within the file {str(self.field_name)[:64]!r}; send it again",
+                code="BODY_INTERRUPTED",
+            )
 
     def upload_interrupted(self) -> None:
         if self.staged is not None:

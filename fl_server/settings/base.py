@@ -147,6 +147,11 @@ FL_RATE_UPLOADS = env_rate(
     "3000/m",
     "Models, updates and results that one user sends, and resumable uploads that he announces.",
 )
+FL_RATE_PIECES = env_rate(
+    "FL_RATE_PIECES",
+    "6000/m",
+    "Pieces below 64 KiB of resumable uploads that one user sends; larger ones are not counted.",
+)
 FL_RATE_INFERENCES = env_rate(
     "FL_RATE_INFERENCES", "6000/m", "Questions that one user puts to models, calibrations included."
 )
@@ -339,6 +344,8 @@ SPECTACULAR_SETTINGS = {
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
         "fl_server_api.openapi.with_pages",
+        "fl_server_api.openapi.with_links",
+        "fl_server_api.openapi.with_bodies_of_delete",
     ],
 }
 

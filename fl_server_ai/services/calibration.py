@@ -80,7 +80,9 @@ def calibration_ask(
         )
     (count,) = labels.shape
     rows = 1 if tensor.name == IMAGE else tensor.shape[0] if tensor.shape else 0
-    if not count or (count != rows and not _prepares(subject.model)):
+    if not count:
+        raise Invalid("calibration needs at least one labelled sample", code="NO_SAMPLES")
+    if count != rows and not _prepares(subject.model):
         raise _bad(f"{count} labels for {rows} samples; each sample needs one")
     return inference_ask(
         user=user, subject=subject, tensor=tensor, method=method, options=options,

@@ -14,12 +14,12 @@ from fl_server_ai.services.intake import canonical_blob
 from fl_server_ai.services.rounds import round_advance
 from fl_server_ai.services.training_options import trainer_options
 from fl_server_ai.services.updates import update_precheck
-from fl_server_core.exceptions import Invalid, KeyMismatch, ShapeMismatch, Unusable
+from fl_server_core.exceptions import KeyMismatch, ShapeMismatch, Unusable
 from fl_server_core.killpoints import committing
 from fl_server_core.models import GlobalModel, SwagMoments, Training, User
 from fl_server_core.services.blobs import blob_discard
 from fl_server_core.services.moments import combined_moments, moments_accept
-from fl_server_core.services.rounds import MAX_SAMPLES
+from fl_server_core.services.rounds import sample_size_check
 from fl_server_core.services.trainings import training_locked
 from fl_server_core.storage import local_path
 
@@ -53,8 +53,7 @@ def moments_submit(
     2 <= K <= the training's `swag_rank`, else `Unusable` (DEVIATIONS).
     """
     training = update_precheck(model_id=model_id, user=owner)
-    if not 1 <= sample_size <= MAX_SAMPLES:
-        raise Invalid(f"sample_size is 1 to {MAX_SAMPLES}", code="SAMPLE_SIZE")
+    sample_size_check(sample_size)
     with ExitStack() as stack:
         means, mean_blob, publish_means = stack.enter_context(canonical_blob(first, sha256=None))
         squares, square_blob, publish_squares = stack.enter_context(

@@ -10,7 +10,7 @@ from fl_server_ai.received.form import Form
 from fl_server_ai.services.intake import published, update_received
 from fl_server_ai.services.rounds import round_advance
 from fl_server_ai.services.training_options import wanted_of
-from fl_server_core.exceptions import Conflict, Invalid, NotFound, NotPermitted, Unusable
+from fl_server_core.exceptions import Conflict, NotFound, NotPermitted, Unusable
 from fl_server_core.killpoints import committing, reached
 from fl_server_core.lifecycle import TaskKind
 from fl_server_core.models import Blob, GlobalModel, LocalModel, Task, Training, Upload, User
@@ -55,16 +55,20 @@ def update_submit(
     metrics: dict[str, Value],
     num_steps: int | None = None,
     base_version: int | None = None,
+    announced: str = "",
 ) -> Receipt:
     """Store one client's update. Once this returns, a power cut doesn't lose it.
+
+    `announced` is the digest that the client gave beside its file, if it did: another one than `sha256` is
+    `Unusable` (DIGEST_MISMATCH). What can be refused without the file is refused before it is read.
 
     The same update again gets the same receipt with `created=False`, however late. Two simultaneous
     last updates are put in order by the training's row lock, and one of them closes the round.
     """
     training = update_precheck(model_id=model_id, user=owner)
     metric_names_check(metrics)
-    if not 1 <= sample_size <= rounds.MAX_SAMPLES:
-        raise Invalid(f"sample_size is 1 to {rounds.MAX_SAMPLES}", code="SAMPLE_SIZE")
+    rounds.update_expected(training=training, owner=owner, number=round)
+    rounds.sample_size_check(sample_size)
     reached("upload.staged")
     wanted = wanted_of(training)
     if num_steps is None and wanted.strategy.needs_steps:
@@ -73,6 +77,12 @@ def update_submit(
             code="NUM_STEPS_MISSING",
         )
     task = _task(training, owner, round)
+    _base(training, task, base_version)
+    if announced and sha256 != announced.lower():
+        raise Unusable(
+            f"the file has SHA-256 {sha256}, announced was {announced}; it changed on the way: send it again",
+            code="DIGEST_MISMATCH",
+        )
 
     def base(form: Form) -> Blob:
         said = base_version if form.base_version is None else form.base_version
@@ -146,7 +156,7 @@ def _base(training: Training, task: Task | None, said: int | None) -> Blob:
     if said is not None and said != version.number:
         raise Conflict(
             f"the update is from version {said}, round {task.round.number} began with version "
-            f"{version.number}",
+            f"{version.number}; train on that one",
             code="BASE_VERSION",
             version=version.number,
         )
@@ -202,8 +212,8 @@ def metrics_submit(
     """
     model = get_visible(models_visible_to(reporter), model_id)
     metric_names_check(metrics)
-    if sample_size is not None and not 1 <= sample_size <= rounds.MAX_SAMPLES:
-        raise Invalid(f"sample_size is 1 to {rounds.MAX_SAMPLES}", code="SAMPLE_SIZE")
+    if sample_size is not None:
+        rounds.sample_size_check(sample_size)
     found = Training.objects.filter(model=model).first()
     if found is None:
         if model.owner_id != reporter.pk and not reporter.is_superuser:

@@ -152,7 +152,17 @@ class MetricsInput(Input):
     )
 
 
+DIGEST = serializers.RegexField(
+    r"^[0-9a-fA-F]{64}\Z",
+    required=False,
+    help_text="SHA-256 of the file, hexadecimal: one that changed on the way is refused.",
+    error_messages={"invalid": "64 hexadecimal digits"},
+)
+
+
 class UpdateInput(MetricsInput):
+    guards_typos = True
+
     round = serializers.IntegerField(min_value=0, max_value=MAX_INT)
     sample_size = serializers.IntegerField(min_value=-(2**63), max_value=2**63)
     num_steps = serializers.IntegerField(
@@ -167,6 +177,7 @@ class UpdateInput(MetricsInput):
         max_value=MAX_INT,
         help_text="The version that was trained on; refused if the round began with another.",
     )
+    sha256 = DIGEST
     model_file = serializers.FileField(required=False, allow_empty_file=True)
     upload = serializers.CharField(
         required=False, help_text="Instead of model_file: the id of a finished upload of yours."

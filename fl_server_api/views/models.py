@@ -232,6 +232,7 @@ def submit(
         "metrics": metrics,
         "num_steps": body.get("num_steps"),
         "base_version": body.get("base_version"),
+        "announced": body.get("sha256", ""),
     }
     upload = upload_of(request, body)
     if upload is not None:

@@ -30,6 +30,7 @@ from fl_server_core.exceptions import Invalid
 from fl_server_core.lifecycle import TaskKind, TaskState
 from fl_server_core.models import Task
 from fl_server_core.selectors import get_visible, tasks_visible_to
+from fl_server_core.services.rounds import update_expected
 
 
 def _task(request: Request, pk: str) -> Task:
@@ -99,6 +100,8 @@ class TaskResultView(View):
     def post(self, request: Request, pk: str) -> Response:
         """Send what was trained or measured; the same as posting to the model."""
         task = _task(request, pk)
+        if task.kind == TaskKind.TRAIN:
+            update_expected(training=task.round.training, owner=caller(request), number=task.number)
         body = parsed(ResultInput, request)
         meta = _meta(body["meta"])
         model_id = str(task.round.training.model_id)
@@ -108,7 +111,7 @@ class TaskResultView(View):
         if task.kind == TaskKind.INITIAL_WEIGHTS:
             return _initial(request, task, body)
         fields = {**body, "round": task.number, "sample_size": meta["num_examples"]}
-        fields |= {key: meta[key] for key in ("num_steps", "base_version") if key in meta}
+        fields |= {key: meta[key] for key in ("num_steps", "base_version", "sha256") if key in meta}
         return submit(request, model_id, fields, metrics)
 
 

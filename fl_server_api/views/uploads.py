@@ -17,7 +17,7 @@ from rest_framework.response import Response
 
 from fl_server_api.auth import caller
 from fl_server_api.serializers.uploads import UploadOutput
-from fl_server_api.throttling import UPLOADS
+from fl_server_api.throttling import PIECES, UPLOADS
 from fl_server_api.views.base import View, answers
 from fl_server_core.exceptions import Invalid, UnknownContainer
 from fl_server_core.models import Upload
@@ -45,13 +45,14 @@ class OtherVersion(APIException):
     default_code = "TUS_VERSION"
 
 
-def _header(name: str, about: str, *, required: bool = True) -> OpenApiParameter:
+def _header(name: str, about: str, *, pattern: str = "", required: bool = True) -> OpenApiParameter:
+    kind: dict[str, Any] = {"type": "string", **({"pattern": f"^{pattern}$"} if pattern else {})}
     return OpenApiParameter(
-        name, str, OpenApiParameter.HEADER, required=required, description=about
+        name, kind, OpenApiParameter.HEADER, required=required, description=about
     )
 
 
-TUS = _header("Tus-Resumable", VERSION)
+TUS = OpenApiParameter("Tus-Resumable", str, OpenApiParameter.HEADER, required=True, enum=[VERSION])
 
 
 class TusView(View):
@@ -59,7 +60,7 @@ class TusView(View):
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
-        if request.method not in {"GET", "OPTIONS"}:
+        if request.method in {"HEAD", "POST", "PATCH", "DELETE"}:  # those that tus has
             said = request.headers.get("Tus-Resumable", "")
             if said != VERSION:
                 raise OtherVersion(f"send the header Tus-Resumable: {VERSION}")
@@ -98,7 +99,7 @@ class UploadsView(TusView):
         request=None,
         parameters=[
             TUS,
-            _header("Upload-Length", "Bytes of the whole file."),
+            _header("Upload-Length", "Bytes of the whole file.", pattern="[1-9][0-9]{0,9}"),
             _header(
                 "Upload-Metadata",
                 "`sha256 <base64 of the hexadecimal digest>`: checked when the file is complete.",
@@ -122,6 +123,8 @@ class UploadsView(TusView):
 
 class UploadView(TusView):
     """One file on its way."""
+
+    rates = {"PATCH": PIECES}
 
     @extend_schema(operation_id="uploads_retrieve", responses=answers({200: UploadOutput}, 404))
     def get(self, request: Request, pk: str) -> Response:
@@ -147,7 +150,7 @@ class UploadView(TusView):
         request={MEDIA_TYPE: OpenApiTypes.BINARY},
         parameters=[
             TUS,
-            _header("Upload-Offset", "How many bytes are there already."),
+            _header("Upload-Offset", "How many bytes are there already.", pattern="[0-9]{1,18}"),
             _header("Upload-Checksum", "`sha256 <base64>` of this piece.", required=False),
         ],
         responses=answers({204: None}, 400, 404, 409, 412, 415, 422, 460, 507),

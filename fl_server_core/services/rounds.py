@@ -13,7 +13,7 @@ from django.db.models import Q, QuerySet
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
-from fl_server_core.exceptions import DuplicateUpdate, Invalid, NotPermitted, RoundClosed
+from fl_server_core.exceptions import DuplicateUpdate, NotPermitted, RoundClosed, Unusable
 from fl_server_core.lifecycle import (
     OPEN_PHASES,
     NotificationState,
@@ -151,7 +151,18 @@ def deadline_in(seconds: float | None) -> datetime | None:
 def membership_check(*, training: Training, user: User) -> None:
     """Raise `NotPermitted` unless the user takes part now."""
     if not Participant.objects.filter(training=training, user=user, removed_at=None).exists():
-        raise NotPermitted("you do not take part in this training", code="NOT_PARTICIPANT")
+        raise NotPermitted(
+            "you do not take part in this training; its actor can add you", code="NOT_PARTICIPANT"
+        )
+
+
+def sample_size_check(sample_size: int) -> None:
+    """Raise `Unusable` (SAMPLE_SIZE): it is a weight in a mean, so nothing and less can't be one."""
+    if not 1 <= sample_size <= MAX_SAMPLES:
+        raise Unusable(
+            f"sample_size is {sample_size}; it is how many examples were trained on, 1 to {MAX_SAMPLES}",
+            code="SAMPLE_SIZE",
+        )
 
 
 @dataclass(frozen=True)
@@ -232,6 +243,16 @@ def update_check(*, training: Training, owner: User, number: int) -> Task:
     return task
 
 
+def update_expected(*, training: Training, owner: User, number: int) -> None:
+    """The same refusals before the file is read, unless it may be an update that is sent again.
+
+    The lock is not held: `update_accept` asks once more.
+    """
+    answered = Q(trained_in__number=number) | Q(trained_in=None, round__number=number)
+    if not LocalModel.objects.filter(answered, training=training, owner=owner).exists():
+        update_check(training=training, owner=owner, number=number)
+
+
 def update_accept(
     *,
     training: Training,
@@ -247,8 +268,7 @@ def update_accept(
     Asked in this order: the same update again is fine, even after the round has moved on; then a
     closed round; then other bytes from the same participant.
     """
-    if not 1 <= sample_size <= MAX_SAMPLES:
-        raise Invalid(f"sample_size is 1 to {MAX_SAMPLES}", code="SAMPLE_SIZE")
+    sample_size_check(sample_size)
     replay = update_replayed(
         training=training,
         owner=owner,

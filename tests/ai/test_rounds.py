@@ -14,13 +14,13 @@ from fl_server_core.exceptions import (
     Conflict,
     DuplicateUpdate,
     IllegalMove,
-    Invalid,
     KeyMismatch,
     NonFinite,
     NotFound,
     NotPermitted,
     RoundClosed,
     ShapeMismatch,
+    Unusable,
 )
 from fl_server_core.lifecycle import RoundPhase
 from fl_server_core.models import Blob, LocalModel, Metric, Round, TrainerEvent
@@ -164,7 +164,7 @@ def test_a_bad_update_leaves_nothing_behind(what: str) -> None:
 
 @pytest.mark.parametrize("samples", [0, -1, 2**31 + 1])
 def test_a_sample_size_is_positive_and_bounded(samples: int) -> None:
-    with pytest.raises(Invalid) as refusal:
+    with pytest.raises(Unusable) as refusal:
         scene().send("ada", 1.0, samples=samples)
 
     assert refusal.value.error_code == "SAMPLE_SIZE"

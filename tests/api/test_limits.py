@@ -9,10 +9,21 @@ import pytest
 import redis
 from django.conf import settings as configured
 from django.core.cache import caches
+from hypothesis import HealthCheck, given
+from hypothesis import settings as settings_of
+from hypothesis import strategies as st
 from rest_framework.test import APIClient
 from safetensors.numpy import save
 
-from fl_server_api.throttling import INFERENCES, PASSWORDS, REGISTRATIONS, TOKENS, UPLOADS
+from fl_server_api.throttling import (
+    INFERENCES,
+    PASSWORDS,
+    REGISTRATIONS,
+    SMALL,
+    TOKENS,
+    UPLOADS,
+)
+from fl_server_api.windows import Window
 from fl_server_core.models import GlobalModel, User
 from fl_server_core.services.quotas import storage_used
 from fl_server_core.services.users import user_register
@@ -32,7 +43,7 @@ def counting(settings) -> None:
 def refused(answer: Any) -> bool:
     body = answer.json()
     assert (answer.status_code, body["code"]) == (429, "THROTTLED"), body
-    assert 1 <= int(answer["Retry-After"]) <= DAY
+    assert 1 <= int(answer["Retry-After"]) <= DAY * 1.1 + 1
     return True
 
 
@@ -178,6 +189,105 @@ def test_all_processes_share_one_count_in_redis(login, settings, redis_url) -> N
 
     assert refused(ada.post("/api/users/myself/tokens/", {}, format="json"))
     assert eve.post("/api/users/myself/tokens/", {}, format="json").status_code != 429
+
+
+# --- any period, not the clock's ---------------------------------------------------------------
+
+
+class Clock:
+    """What the windows take for the time."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    made = Clock(1_000_000.0)
+    monkeypatch.setattr("fl_server_api.windows.time", made)
+    return made
+
+
+@given(
+    gaps=st.lists(st.floats(0, 40, allow_nan=False), max_size=60),
+    most=st.integers(1, 6),
+    seconds=st.sampled_from([1, 10, 60]),
+)
+@settings_of(
+    max_examples=60, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+def test_no_more_than_the_rate_pass_in_any_period_and_retry_after_is_kept(
+    clock: Clock, gaps: list[float], most: int, seconds: int
+) -> None:
+    caches["default"].clear()
+    window, passed = Window("one", most, seconds), []
+
+    for gap in gaps:
+        clock.now += gap * seconds / 60
+        wait = window.take()
+        if not wait:
+            passed.append(clock.now)
+            continue
+        assert 0 < wait <= seconds * 1.1 + 1e-6
+        clock.now += wait + 1e-6
+        assert not window.take(), "there was to be room"
+        passed.append(clock.now)
+
+    for first, last in zip(passed, passed[most:], strict=False):
+        assert last - first >= seconds
+
+
+def test_the_end_of_a_minute_is_no_way_to_twice_the_rate(login, settings, clock: Clock) -> None:
+    settings.FL_RATE_TOKENS = (3, 60)
+    client = login(person("ada"))
+    clock.now = 60 * 20_000 - 0.5
+
+    def ask() -> Any:
+        return client.post("/api/users/myself/tokens/", {}, format="json")
+
+    before = [ask().status_code for _ in range(3)]
+    clock.now += 1
+    after = ask()
+
+    assert before == [201] * 3
+    assert refused(after)
+    clock.now += int(after["Retry-After"]) - 1.5
+    assert refused(ask())
+    clock.now += 1.5
+    assert [ask().status_code for _ in range(3)] == [201] * 3  # what was refused did not count
+
+
+def test_small_pieces_are_counted_and_a_large_file_over_a_bad_line_is_not_stopped(
+    login, settings
+) -> None:
+    settings.FL_RATE_PIECES = (2, DAY)
+    client = login(person("ada", client=True))
+    size = SMALL * 4
+    url = client.post("/api/uploads/", HTTP_UPLOAD_LENGTH=str(size + 9), **TUS)["Location"]
+
+    def piece(offset: int, data: bytes) -> Any:
+        return client.generic(
+            "PATCH", url, data, "application/offset+octet-stream", HTTP_UPLOAD_OFFSET=str(offset), **TUS
+        )  # fmt: skip
+
+    large = [piece(offset, bytes(SMALL)).status_code for offset in range(0, size, SMALL)]
+    small = [piece(size + offset, b"x").status_code for offset in range(2)]
+
+    assert large == [204] * 4
+    assert small == [204] * 2
+    assert refused(piece(size + 2, b"x"))
+    assert client.head(url, **TUS)["Upload-Offset"] == str(size + 2)
+
+
+def test_a_gigabyte_in_small_pieces_over_a_slow_line_stays_below_the_rate() -> None:
+    """Two megabits a second, cut into 16 KiB: sixteen pieces a second, less than a sixth of what is allowed."""
+    most, seconds = configured.FL_RATE_PIECES
+
+    assert most / seconds > 2e6 / 8 / 2**14 * 6
 
 
 def test_an_honest_site_is_far_from_every_limit() -> None:

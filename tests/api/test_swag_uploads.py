@@ -60,7 +60,7 @@ def test_the_whole_way(login, running: Scene) -> None:
     ("fields", "status", "code"),
     [
         ({"round": 0}, 409, "ROUND_CLOSED"),
-        ({"sample_size": 0}, 400, "SAMPLE_SIZE"),
+        ({"sample_size": 0}, 422, "SAMPLE_SIZE"),
         ({"second_moment_file": None}, 400, "INVALID"),
         ({"first_moment_file": SimpleUploadedFile("f", b"x" * 50)}, 415, "UNKNOWN_CONTAINER"),
         (form(second={"layer.bias": np.zeros(3)}), 422, "MOMENTS_INCONSISTENT"),

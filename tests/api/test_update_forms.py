@@ -195,64 +195,7 @@ def test_qsgd_is_the_published_code(login, running) -> None:
 
 
 BASE = weights(1.0)
-BAD: list[tuple[str, Arrays, dict[str, str]]] = [
-    ("UNKNOWN_KIND", BASE, {"kind": "masked"}),
-    ("UNKNOWN_ENCODING", BASE, {"encoding": "zip"}),
-    ("KIND_NOT_TAKEN", BASE, {"kind": "gradient"}),
-    ("BAD_ENCODING", BASE, {"encoding": "topk"}),
-    ("BAD_METADATA", BASE, {"encoding": "qsgd", "levels": "0"}),
-    ("BAD_METADATA", BASE, {"kind": "delta", "base_version": "-1"}),
-    ("KEY_MISMATCH", {W: BASE[W]}, {"kind": "delta"}),
-    ("KEY_MISMATCH", {"other": BASE[W]}, {"kind": "subset"}),
-    ("BAD_INDEX", sparse([1.0, 2.0], [1, 1]), {"kind": "sparse"}),
-    ("BAD_INDEX", sparse([1.0], [3]), {"kind": "sparse"}),
-    ("BAD_INDEX", sparse([1.0], [0, 1]), {"kind": "sparse"}),
-    ("BAD_ENCODING", {**BASE, B: np.zeros(3, np.uint8)}, {"encoding": "int8"}),
-    ("DTYPE_MISMATCH", {**BASE, B: np.zeros(3, np.float16)}, {}),
-    ("DTYPE_MISMATCH", {**BASE, B: np.zeros(3, np.uint8)}, {"encoding": "fp16"}),
-    ("SHAPE_MISMATCH", {**BASE, B: np.zeros(4, np.float32)}, {"kind": "delta"}),
-    ("BAD_ENCODING", {**BASE, "extra.enc.scale.nobody": np.array(1.0)}, {"encoding": "int8"}),
-    ("EXTRA_RESERVED", {**BASE, "extra.enc.index.x": np.zeros(1, np.uint32)}, {}),
-    ("EXTRA_RESERVED", {**BASE, "extra.fl.x": np.zeros(1)}, {}),
-    ("EXTRA_UNKNOWN", {**BASE, "extra.scaffold.dc.layer.bias": BASE[B]}, {}),
-    ("NON_FINITE", {**BASE, B: np.full(3, np.nan, np.float32)}, {"kind": "delta"}),
-]
-
-
-@pytest.mark.parametrize(("code", "tensors", "metadata"), BAD)
-def test_what_can_not_be_done_is_refused(login, code, tensors, metadata) -> None:
-    answer = post(login, scene(), "ada", tensors, metadata=metadata)
-
-    assert refused(answer, code)["detail"]
-
-
-def test_a_delta_that_leaves_the_range_of_the_dtype_is_refused(login) -> None:
-    running = scene("ada", skip_model_tests=True)
-    huge = {**weights(0.0), B: np.full(3, 3.4e38, np.float32)}
-    post(login, running, "ada", huge)
-    running.work()
-
-    answer = post(login, running, "ada", huge, metadata={"kind": "delta"})
-
-    assert (answer.status_code, answer.json()["code"]) == (422, "NON_FINITE")
-
-
 SCAFFOLD = {**BASE, f"extra.scaffold.dc.{B}": np.ones(3, np.float32)}
-BAD_EXTRAS: list[tuple[str, Arrays]] = [
-    ("EXTRA_MISSING", BASE),
-    ("EXTRA_UNKNOWN", {**SCAFFOLD, "extra.scaffold.dc.nobody": np.zeros(3, np.float32)}),
-    ("EXTRA_UNKNOWN", {**SCAFFOLD, f"extra.scaffold.dc.{N}": np.array(1)}),
-    ("EXTRA_UNKNOWN", {**SCAFFOLD, "extra.scaffold.dc": np.zeros(3, np.float32)}),
-    ("EXTRA_UNKNOWN", {**SCAFFOLD, "extra.prox.loss": np.array(1.0)}),
-    ("EXTRA_SHAPE", {**BASE, f"extra.scaffold.dc.{B}": np.ones(4, np.float32)}),
-    ("EXTRA_DTYPE", {**BASE, f"extra.scaffold.dc.{B}": np.ones(3, np.int32)}),
-    ("NON_FINITE", {**BASE, f"extra.scaffold.dc.{B}": np.full(3, np.inf, np.float32)}),
-]
-
-
-@pytest.mark.parametrize(("code", "tensors"), BAD_EXTRAS)
-def test_extras_are_checked_by_name(login, code: str, tensors: Arrays) -> None:
-    refused(post(login, scene(method="SCAFFOLD"), "ada", tensors), code)
 
 
 def test_numbers_are_checked(login) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from django.conf import settings as django_settings
 from django.core.files.uploadedfile import SimpleUploadedFile
 from safetensors.numpy import load, save
 
-from fl_server_core.models import Blob, GlobalModel, LocalModel, Metric
+from fl_server_core.models import GlobalModel, LocalModel, Metric
 from tests.scenes import Scene, person, scene, weights
 
 pytestmark = pytest.mark.django_db
@@ -75,75 +74,6 @@ def test_a_tasks_result_is_the_same_as_posting_to_the_model(login) -> None:
     assert (first.status_code, again.status_code) == (201, 200)
     assert first.json()["update_id"] == again.json()["update_id"]
     assert Metric.objects.get().value_float == 0.5
-
-
-def script() -> bytes:
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save({"w": torch.zeros(2)}, buffer)
-    return buffer.getvalue()
-
-
-def changed(**tensors: Any) -> bytes:
-    found = {**weights(1.0), **{name.replace("__", "."): t for name, t in tensors.items()}}
-    return save({name: tensor for name, tensor in found.items() if tensor is not None})
-
-
-NAN = np.full(3, np.nan, np.float32)
-REFUSED = {
-    "no round": ({"round": None}, 400, "INVALID"),
-    "a round that is a word": ({"round": "abc"}, 400, "INVALID"),
-    "two rounds": ({"round": ["0", "1"]}, 400, "INVALID"),
-    "a negative round": ({"round": -1}, 400, "INVALID"),
-    "a huge round": ({"round": 10**30}, 400, "INVALID"),
-    "another round": ({"round": 1}, 409, "ROUND_CLOSED"),
-    "no samples": ({"sample_size": 0}, 400, "SAMPLE_SIZE"),
-    "minus one sample": ({"sample_size": -1}, 400, "SAMPLE_SIZE"),
-    "no file": ({"model_file": None}, 400, "FIELD_REQUIRED"),
-    "a file that is text": ({"model_file": "hello"}, 400, "INVALID"),
-    "an empty file": ({"model_file": file(b"")}, 415, "UNKNOWN_CONTAINER"),
-    "bytes of nothing": ({"model_file": file(b"x" * 99)}, 415, "UNKNOWN_CONTAINER"),
-    "a pickle": ({"model_file": file(pickle.dumps([1]))}, 415, "UNKNOWN_CONTAINER"),
-    "a torch file": ({"model_file": file(script())}, 422, "KEY_MISMATCH"),
-    "a cut file": ({"model_file": file(save(weights(1.0))[:-1])}, 422, "BAD_CONTAINER"),
-    "a missing tensor": ({"model_file": file(changed(steps=None))}, 422, "KEY_MISMATCH"),
-    "another tensor": ({"model_file": file(changed(x=NAN))}, 422, "KEY_MISMATCH"),
-    "another shape": ({"model_file": file(changed(layer__bias=NAN[:1]))}, 422, "SHAPE_MISMATCH"),
-    "another dtype": (
-        {"model_file": file(changed(layer__bias=np.zeros(3)))}, 422, "DTYPE_MISMATCH",
-    ),
-    "NaN": ({"model_file": file(changed(layer__bias=NAN))}, 422, "NON_FINITE"),
-    "a metric without a value": ({"metric_names": ["a"]}, 400, "METRIC_MISMATCH"),
-    "a metric that is NaN": (
-        {"metric_names": ["a"], "metric_values": ["nan"]}, 400, "METRIC_NON_FINITE",
-    ),
-    "a metric with a long name": (
-        {"metric_names": ["a" * 129], "metric_values": ["1"]}, 400, "METRIC_NAME",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_is_wrong_is_named_and_nothing_of_it_is_stored(login, what: str) -> None:
-    fields, status, code = REFUSED[what]
-    if hasattr(fields.get("model_file"), "seek"):
-        fields["model_file"].seek(0)
-    running = scene()
-
-    response = send(login, running, **fields)
-
-    assert (response.status_code, response.json()["code"]) == (status, code), response.json()
-    assert not LocalModel.objects.exists()
-    assert not Metric.objects.exists()
-    assert Blob.objects.count() == 1
-    assert running.task("ada").state == "open"
-
-
-def test_a_refusal_names_the_tensor(login) -> None:
-    response = send(login, scene(), model_file=file(changed(layer__bias=NAN)))
-
-    assert response.json()["tensor"] == "layer.bias"
 
 
 @pytest.mark.parametrize("announced", [True, False])
