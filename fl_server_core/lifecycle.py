@@ -109,10 +109,12 @@ MOVES: Mapping[type[models.TextChoices], Mapping[str, frozenset[str]]] = {
         TaskState.OPEN: frozenset(
             {TaskState.DONE, TaskState.FAILED, TaskState.EXPIRED, TaskState.CANCELLED}
         ),
-        TaskState.DONE: frozenset(),
+        TaskState.DONE: frozenset({TaskState.CANCELLED}),  # its update was refused or quarantined
         TaskState.FAILED: frozenset({TaskState.OPEN}),  # asked again if it is to have it after all
         TaskState.EXPIRED: frozenset({TaskState.OPEN}),
-        TaskState.CANCELLED: frozenset({TaskState.OPEN}),
+        TaskState.CANCELLED: frozenset(
+            {TaskState.OPEN, TaskState.DONE}
+        ),  # or its update is released
     },
     UpdateState: {
         U.RECEIVED: frozenset({U.ACCEPTED, U.REFUSED, U.QUARANTINED}),

@@ -28,6 +28,7 @@ from fl_server_core.services.blobs import (
     files_sweep,
 )
 from fl_server_core.services.lateness import late_updates_settle
+from fl_server_core.services.quarantine import quarantine_settle
 from fl_server_core.services.statistics import statistics_delete_unused
 from fl_server_core.services.trainings import training_locked
 from fl_server_core.services.uploads import uploads_delete_expired
@@ -58,6 +59,7 @@ def sweep() -> Sweep:
     ).exists():
         dispatch_notifications()
     late_updates_settle()
+    quarantine_settle()
     deleted = blobs_delete_doomed()
     _housekeeping()
     reached("sweep:after")

@@ -9,7 +9,7 @@ from typing import Any
 from fl_server_ai.received.form import Form
 from fl_server_ai.services.intake import published, update_received
 from fl_server_ai.services.rounds import round_advance
-from fl_server_ai.services.training_options import wanted_of
+from fl_server_ai.services.training_options import checks_updates, wanted_of
 from fl_server_core.exceptions import Conflict, Invalid, NotFound, NotPermitted, Unusable
 from fl_server_core.killpoints import committing, reached
 from fl_server_core.lifecycle import TaskKind
@@ -112,6 +112,7 @@ def update_submit(
                         tensors=received.tensors,
                         mask=next(blobs) if received.mask else None,
                     ),
+                    checked=not checks_updates(training),
                 )
                 receipt = _receipt(update, created)
                 if created:

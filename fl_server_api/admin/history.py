@@ -1,5 +1,6 @@
 """Rounds, tasks, updates, metrics, events, messages, answers: to read, never to change."""
 
+from functools import partial
 from typing import Any
 
 from django.contrib import admin
@@ -7,7 +8,8 @@ from django.db.models import Q, QuerySet
 from django.db.models.functions import Length
 from django.http import HttpRequest
 
-from fl_server_api.admin.base import HistoryAdmin, bytes_text, list_link
+from fl_server_ai.services.quarantine import update_refuse, update_release
+from fl_server_api.admin.base import HistoryAdmin, bytes_text, list_link, user_of
 from fl_server_core.models import (
     ClientProfile,
     IdempotencyKey,
@@ -138,6 +140,23 @@ class LocalModelAdmin(HistoryAdmin[LocalModel]):
         "created_at",
         "id",
     )
+    actions = ("release", "refuse")
+
+    def has_steer_permission(self, request: HttpRequest) -> bool:
+        """For the actions: who may change trainings. The service asks further."""
+        return user_of(request).has_perm("fl_server_core.change_training")
+
+    @admin.action(description="Release from quarantine", permissions=["steer"])
+    def release(self, request: HttpRequest, queryset: QuerySet[LocalModel]) -> None:
+        user = user_of(request)
+        act = partial(update_release, user=user)
+        self.each(request, queryset, lambda update: act(update=update), "released")
+
+    @admin.action(description="Refuse, and delete the files", permissions=["steer"])
+    def refuse(self, request: HttpRequest, queryset: QuerySet[LocalModel]) -> None:
+        user = user_of(request)
+        act = partial(update_refuse, user=user)
+        self.each(request, queryset, lambda update: act(update=update), "refused")
 
     @admin.display(description="training", ordering="training__model__name")
     def model_name(self, update: LocalModel) -> str:

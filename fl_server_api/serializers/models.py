@@ -100,8 +100,8 @@ class LocalModelOutput(serializers.ModelSerializer[LocalModel]):
     class Meta:
         model = LocalModel
         fields = [
-            "id", "owner", "round", "base_model", "sample_size", "state", "sha256", "size",
-            "created_at",
+            "id", "owner", "round", "base_model", "sample_size", "state", "reason", "sha256",
+            "size", "created_at",
         ]  # fmt: skip
 
 

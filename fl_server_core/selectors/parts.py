@@ -23,12 +23,20 @@ class Part(models.TextChoices):
     LATE = "late"  # no answer by the deadline
     REJECTED = "rejected"  # the participant said no
     FAILED = "failed"  # the participant said that it failed
+    REFUSED = "refused"  # sent an update that was checked and refused
+    QUARANTINED = "quarantined"  # sent an update that does not count unless it is released
     REMOVED = "removed"  # taken out of the training
     CANCELLED = "cancelled"  # the training ended, or has enough without
 
 
 WAITED_FOR = frozenset({Part.INVITED, Part.OFFLINE, Part.WORKING, Part.SILENT})
 NO = frozenset({"REJECTED", "CHAINING_REFUSED"})
+UPDATE_REFUSED, QUARANTINED = "UPDATE_REFUSED", "QUARANTINED"
+CANCELLED = {
+    "REMOVED": Part.REMOVED,
+    UPDATE_REFUSED: Part.REFUSED,
+    QUARANTINED: Part.QUARANTINED,
+}
 CLOSED = {TaskState.DONE: Part.DONE, TaskState.EXPIRED: Part.LATE}
 
 
@@ -44,7 +52,7 @@ def part_of(task: Task, now: datetime) -> Part:
         return CLOSED[TaskState(task.state)]
     code = failure_code(task.failure)
     if task.state == TaskState.CANCELLED:
-        return Part.REMOVED if code == "REMOVED" else Part.CANCELLED
+        return CANCELLED.get(code, Part.CANCELLED)
     if task.state == TaskState.FAILED:
         return Part.REJECTED if code in NO else _failed(code)
     told = told_at(task)

@@ -52,6 +52,7 @@ from fl_server_core.services.round_policy import (
 from fl_server_core.services.trainings import participants_active
 
 MAX_SAMPLES = 2**31
+OUT = (UpdateState.REFUSED, UpdateState.QUARANTINED)
 MESSAGES = {
     TaskKind.TRAIN: NotificationType.UPDATE_ROUND_START,
     TaskKind.SWAG: NotificationType.SWAG_ROUND_START,
@@ -241,11 +242,12 @@ def update_accept(
     blob: Blob,
     metrics: Mapping[str, Value],
     beside: Beside = Beside(),
+    checked: bool = True,
 ) -> tuple[LocalModel, bool]:
     """Store an update with its metrics; returns it and whether it is new.
 
     Asked in this order: the same update again is fine, even after the round has moved on; then a
-    closed round; then other bytes from the same participant.
+    closed round; then other bytes from the same participant. One that is not `checked` yet waits for a worker.
     """
     if not 1 <= sample_size <= MAX_SAMPLES:
         raise Invalid(f"sample_size is 1 to {MAX_SAMPLES}", code="SAMPLE_SIZE")
@@ -278,7 +280,7 @@ def update_accept(
         extras=beside.extras,
         tensors=None if beside.tensors is None else list(beside.tensors),
         mask=beside.mask,
-        state=UpdateState.ACCEPTED if _is_collecting(task) else UpdateState.RECEIVED,
+        state=UpdateState.ACCEPTED if checked and _is_collecting(task) else UpdateState.RECEIVED,
         continues=task.continues,
         chain_samples=sample_size + (task.continues.chain_samples if task.continues else 0),
     )
@@ -406,7 +408,8 @@ def _required_missing(round: Round, kind: TaskKind) -> int:
         round.tasks.filter(kind=kind, state=TaskState.DONE).values_list("user_id", flat=True)
     )
     if kind == TaskKind.TRAIN:  # a late update may be what came
-        done |= set(round.local_models.values_list("owner_id", flat=True))
+        came = round.local_models.exclude(state__in=OUT)
+        done |= set(came.values_list("owner_id", flat=True))
     return len({user.pk for user in here} - done)
 
 
@@ -468,7 +471,10 @@ def pause_after(task: Task) -> float:
 
 
 def tasks_reopen(*, round: Round, kind: TaskKind) -> list[Task]:
-    """For a retry: ask everybody at once whose part ended without an answer and who is in; what is done stays."""
+    """For a retry: ask everybody at once whose part ended without an answer and who is in; what is done stays.
+
+    So does an update that was refused or quarantined: its owner has answered.
+    """
     closed = [TaskState.FAILED, TaskState.EXPIRED, TaskState.CANCELLED]
     asked = list(_unanswered(round, kind, closed).select_related("user"))
     tasks_ask_again(round, kind, asked, lambda task: 0.0)

@@ -1,0 +1,33 @@
+"""A person's decision on an update that was quarantined: by the training's actor, or an admin."""
+
+from django.db import transaction
+
+from fl_server_ai.services.rounds import round_advance
+from fl_server_core.models import LocalModel, User
+from fl_server_core.services import quarantine
+from fl_server_core.services.trainings import may_steer, training_locked
+
+
+@transaction.atomic
+def update_release(*, update: LocalModel, user: User) -> LocalModel:
+    """Let it count, if its round has not gone on without it (`RoundClosed`). Again: nothing happens."""
+    update = _locked(update, user)
+    quarantine.release(update, user=user)
+    round_advance(training_id=update.training_id)
+    return update
+
+
+@transaction.atomic
+def update_refuse(*, update: LocalModel, user: User) -> LocalModel:
+    """Give it up for good, and its files. Again: nothing happens."""
+    update = _locked(update, user)
+    quarantine.refuse(update, user=user)
+    return update
+
+
+def _locked(update: LocalModel, user: User) -> LocalModel:
+    training = training_locked(update.training_id)
+    may_steer(training, user)
+    found = LocalModel.objects.select_related("round").get(pk=update.pk)
+    found.training = training
+    return found
