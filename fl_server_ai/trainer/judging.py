@@ -140,7 +140,7 @@ def _replaced(original: Path, tensors: Mapping[str, Tensor], path: Path, who: st
                     )
                 if given.numel():
                     raw = given.contiguous().reshape(-1).view(torch.uint8).numpy()
-                    draft.write(memoryview(raw), info.offset)
+                    draft.write(raw.data, info.offset)
         digest = draft.publish()
     finally:
         source.close()
