@@ -9,6 +9,7 @@ from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from fl_server_ai.dispatch import dispatch_event, dispatch_inference, dispatch_notifications
+from fl_server_ai.services.quarantine import quarantine_sweep
 from fl_server_ai.services.rounds import RUNNING, round_advance, training_fail
 from fl_server_core.exceptions import Unavailable
 from fl_server_core.killpoints import committing, reached
@@ -28,7 +29,6 @@ from fl_server_core.services.blobs import (
     files_sweep,
 )
 from fl_server_core.services.lateness import late_updates_settle
-from fl_server_core.services.quarantine import quarantine_settle
 from fl_server_core.services.statistics import statistics_delete_unused
 from fl_server_core.services.trainings import training_locked
 from fl_server_core.services.uploads import uploads_delete_expired
@@ -59,7 +59,7 @@ def sweep() -> Sweep:
     ).exists():
         dispatch_notifications()
     late_updates_settle()
-    quarantine_settle()
+    quarantine_sweep()
     deleted = blobs_delete_doomed()
     _housekeeping()
     reached("sweep:after")

@@ -25,6 +25,7 @@ from fl_server_core.lifecycle import (
 )
 from fl_server_core.models import Round, Task, TrainerEvent, Training
 from fl_server_core.selectors import failure_code
+from fl_server_core.selectors.parts import QUARANTINED
 from fl_server_core.services.asking import Asked, round_ask
 from fl_server_core.services.buffering import buffer_ask, parts_expire
 from fl_server_core.services.initial_weights import initial_ask
@@ -47,6 +48,7 @@ from fl_server_core.services.rounds import (
     tasks_cancel,
     tasks_close,
     tasks_expire,
+    updates_held,
 )
 from fl_server_core.services.trainings import participants_active, training_locked
 
@@ -151,6 +153,8 @@ def _why_too_few(round: Round, kind: TaskKind) -> str:
     """The codes with which parts have failed, and how often: names are told elsewhere, to those who may know."""
     failed = round.tasks.filter(kind=kind, state=TaskState.FAILED)
     codes = Counter(failure_code(failure) for failure in failed.values_list("failure", flat=True))
+    if kind == TaskKind.TRAIN and (held := updates_held(round).count()):
+        codes[QUARANTINED] = held
     told = ", ".join(f"{count} x {code}" for code, count in codes.most_common(5))
     return f" (failed: {told})" if told else ""
 
@@ -201,9 +205,9 @@ def _check_updates(training: Training, round: Round, policy: RoundPolicy) -> Tra
 
     Numbered: a round has as many, one after the other, as it takes.
     """
-    if trainer_options(training).quarantine_cosine is not None:
-        step, _ = decide(policy, round_standing(round, TaskKind.TRAIN))
-        if step == Step.WAIT:
+    if trainer_options(training).min_update_cosine is not None:
+        standing = replace(round_standing(round, TaskKind.TRAIN), held=0)
+        if decide(policy, standing)[0] == Step.WAIT:
             return None
     done = round.events.filter(type__startswith=f"{UPDATES_ARRIVED}:", state=EventState.DONE)
     return _event(training, round, f"{UPDATES_ARRIVED}:{done.count()}")

@@ -106,18 +106,26 @@ class TrainerOptions(RoundPolicy):
     max_update_norm: float | None = field(
         default=None,
         metadata={
-            "doc": "Quarantine updates that are farther than this from the model that they started from: the "
+            "doc": "Updates are bad that are farther than this from the model that they started from: the "
             "Euclidean norm of update - base over all float numbers.",
             "gt": 0.0,
         },
     )
-    quarantine_cosine: float | None = field(
+    min_update_cosine: float | None = field(
         default=None,
         metadata={
-            "doc": "Quarantine updates whose direction has a smaller cosine than this with the mean direction of "
+            "doc": "Updates are bad whose direction has a smaller cosine than this with the mean direction of "
             "the others of the round (at least 3 in all), compared when the round could close.",
             "ge": -1.0,
             "le": 1.0,
+        },
+    )
+    bad_updates: str = field(
+        default="quarantine",
+        metadata={
+            "doc": "A bad update does not count until the actor or an admin releases it, and the round waits for "
+            "that until its deadline (quarantine); or it is refused at once.",
+            "choices": ("quarantine", "refuse"),
         },
     )
     no_fixed_points: bool = field(
@@ -227,7 +235,7 @@ def _check_checking(method: str, strategy: Strategy[Any], options: TrainerOption
     """Updates can be checked where each belongs to one round and is a model."""
     asked = [
         name
-        for name in ("max_update_norm", "quarantine_cosine")
+        for name in ("max_update_norm", "min_update_cosine")
         if getattr(options, name) is not None
     ]
     if asked and strategy.takes != "weights":
@@ -249,7 +257,7 @@ def _overrides_check(strategy: Strategy[Any]) -> bool:
 def checks_updates(training: Training) -> bool:
     """Whether a worker has a look at each update before it counts."""
     options, strategy, _ = _split(training.aggregation_method, training.options)
-    limits = (options.max_update_norm, options.quarantine_cosine)
+    limits = (options.max_update_norm, options.min_update_cosine)
     return limits != (None, None) or _overrides_check(strategy)
 
 

@@ -1,25 +1,20 @@
 """A worker's look at updates before they count: the strategy's check, the norm bound, and the others' direction."""
 
 import math
-from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-from safetensors import safe_open
-from torch import Tensor
-
-from fl_server_ai.aggregation import RoundFacts, UpdateMeta
-from fl_server_ai.aggregation.blocks import Draft, Source, UpdateFile, layout_of
+from fl_server_ai.aggregation import RoundFacts, Strategy, UpdateMeta
+from fl_server_ai.aggregation.blocks import UpdateFile
 from fl_server_ai.aggregation.outliers import cosines, norms, products
 from fl_server_ai.aggregation.step import overrides
-from fl_server_ai.aggregation.strategy import Refused, Strategy
-from fl_server_ai.containers import check_finite, read_manifest
+from fl_server_ai.services.rounds import tell
 from fl_server_ai.services.training_options import TrainerOptions, strategy_of
-from fl_server_core.exceptions import AggregationException, Unusable
+from fl_server_ai.trainer.checking import Outcome, update_check
 from fl_server_core.killpoints import committing, reached
-from fl_server_core.lifecycle import OPEN_PHASES, UpdateState
+from fl_server_core.lifecycle import OPEN_PHASES, TaskKind, UpdateState
 from fl_server_core.models import Blob, LocalModel, Round, TrainerEvent, Training
 from fl_server_core.services.blobs import blob_discard, blob_store
 from fl_server_core.services.events import event_held
@@ -68,7 +63,7 @@ def updates_judge(
             if round.base_version.scalars:
                 strategy.load_state_dict(round.base_version.scalars)
             for case in cases:
-                _check(case, strategy, stack)
+                _check(case, strategy, options, stack)
         base = stack.enter_context(local_path(round.base_version.blob))
         others = list(found.filter(state=UpdateState.ACCEPTED))
         _measure(cases, others, base, options, stack)
@@ -83,27 +78,7 @@ def updates_judge(
         _discard(blobs)
 
 
-class _Tensors(Mapping[str, Tensor]):
-    """The tensors of a file, each read when it is asked for."""
-
-    def __init__(self, path: Path, stack: ExitStack) -> None:
-        self._file = stack.enter_context(safe_open(path, "pt"))
-        self._names = list(self._file.keys())
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def _check(case: _Case, strategy: Strategy[object], stack: ExitStack) -> None:
+def _check(case: _Case, strategy: Strategy[Any], options: TrainerOptions, stack: ExitStack) -> None:
     update = case.update
     meta = UpdateMeta(
         participant=str(update.owner_id),
@@ -111,46 +86,21 @@ def _check(case: _Case, strategy: Strategy[object], stack: ExitStack) -> None:
         num_steps=update.num_steps,
         extras=update.numbers,
     )
-    with ExitStack() as opened:
-        found = strategy.check(meta, _Tensors(case.path, opened))
-        if isinstance(found, Refused):
-            case.verdict = Verdict(update, UpdateState.REFUSED, found.reason[:2000])
-        elif found is not None:
-            path = staging_path(".safetensors")
-            stack.callback(path.unlink, missing_ok=True)
-            case.digest = _replaced(case.path, found, path, type(strategy).__name__)
-            case.path = path
+    path = staging_path(".safetensors")
+    stack.callback(path.unlink, missing_ok=True)
+    found = update_check(strategy, meta, case.path, path)
+    if found.outcome == Outcome.REFUSED:
+        case.verdict = Verdict(update, UpdateState.REFUSED, found.reason)
+    elif found.outcome == Outcome.BAD:
+        case.verdict = _bad(case, found.reason, options)
+    elif found.outcome == Outcome.REPLACED:
+        case.path, case.digest = path, found.digest
 
 
-def _replaced(original: Path, tensors: Mapping[str, Tensor], path: Path, who: str) -> str:
-    """Write what the strategy has made of an update, in the original's form; returns its SHA-256."""
-    source = Source(original, "(checked)")
-    draft = None
-    try:
-        layout = layout_of(source)
-        draft = Draft(path, layout.header, layout.size)
-        with safe_open(original, "pt") as before:
-            if set(tensors) != {info.name for info in layout.tensors}:
-                raise AggregationException(f"{who}.check gave back other tensors than it got")
-            for info in layout.tensors:
-                given, was = tensors[info.name].detach().cpu(), before.get_tensor(info.name)
-                if given.shape != was.shape or given.dtype != was.dtype:
-                    raise AggregationException(
-                        f"{who}.check changed the shape or dtype of tensor {info.name!r}"
-                    )
-                if given.numel():
-                    raw = given.contiguous().reshape(-1).view(torch.uint8).numpy()
-                    draft.write(raw.data, info.offset)
-        digest = draft.publish()
-    finally:
-        source.close()
-        if draft is not None:
-            draft.discard()
-    try:
-        check_finite(path, read_manifest(path))
-    except Unusable as error:
-        raise AggregationException(f"{who}.check made of an update: {error.detail}") from error
-    return digest
+def _bad(case: _Case, reason: str, options: TrainerOptions) -> Verdict:
+    refuse = options.bad_updates == "refuse"
+    state = UpdateState.REFUSED if refuse else UpdateState.QUARANTINED
+    return Verdict(case.update, state, reason)
 
 
 def _measure(
@@ -161,7 +111,7 @@ def _measure(
     stack: ExitStack,
 ) -> None:
     """Verdicts of the norm bound, then of the comparison of those that are left."""
-    bound, least = options.max_update_norm, options.quarantine_cosine
+    bound, least = options.max_update_norm, options.min_update_cosine
     left = [case for case in cases if case.verdict is None]
     if not left or (bound is None and least is None):
         return
@@ -175,7 +125,7 @@ def _measure(
     for case, norm in zip(left, far, strict=False):
         if bound is not None and not norm <= bound:
             said = f"NORM: |update - base| is {norm:.6g}, max_update_norm is {bound:.6g}"
-            case.verdict = Verdict(case.update, UpdateState.QUARANTINED, said)
+            case.verdict = _bad(case, said, options)
     if least is None:
         return
     every = [*left, *compared]
@@ -185,13 +135,13 @@ def _measure(
             continue
         if math.isinf(far[index]):
             said = "NORM: |update - base| is too large to be compared"
-            every[index].verdict = Verdict(every[index].update, UpdateState.QUARANTINED, said)
+            every[index].verdict = _bad(every[index], said, options)
         elif cosine is not None and cosine < least:
             said = (
                 f"COSINE: with the mean direction of the other updates of the round it is {cosine:.4f}, "
-                f"quarantine_cosine is {least:.4f}"
+                f"min_update_cosine is {least:.4f}"
             )
-            every[index].verdict = Verdict(every[index].update, UpdateState.QUARANTINED, said)
+            every[index].verdict = _bad(every[index], said, options)
 
 
 def _file(case: _Case) -> UpdateFile:
@@ -219,6 +169,8 @@ def _publish(
     if work is not None and not event_held(event=work):
         return False
     counted = [update_judge(verdict) for verdict in verdicts]
+    owners = [verdict.update.owner_id for verdict in verdicts if verdict.reason]
+    tell(round.tasks.filter(user__in=owners, kind=TaskKind.TRAIN))
     return all(counted)
 
 

@@ -246,6 +246,8 @@ def submit(
         "received": receipt.received,
         "needed": receipt.needed,
         "deadline": receipt.deadline,
+        "state": receipt.update.state,
+        "reason": receipt.update.reason,
     }
     return Response(UpdateCreated(answer).data, status=201 if receipt.created else 200)
 

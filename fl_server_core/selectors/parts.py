@@ -24,7 +24,7 @@ class Part(models.TextChoices):
     REJECTED = "rejected"  # the participant said no
     FAILED = "failed"  # the participant said that it failed
     REFUSED = "refused"  # sent an update that was checked and refused
-    QUARANTINED = "quarantined"  # sent an update that does not count unless it is released
+    QUARANTINED = "quarantined"  # sent an update that counts only if somebody releases it
     REMOVED = "removed"  # taken out of the training
     CANCELLED = "cancelled"  # the training ended, or has enough without
 
@@ -32,11 +32,8 @@ class Part(models.TextChoices):
 WAITED_FOR = frozenset({Part.INVITED, Part.OFFLINE, Part.WORKING, Part.SILENT})
 NO = frozenset({"REJECTED", "CHAINING_REFUSED"})
 UPDATE_REFUSED, QUARANTINED = "UPDATE_REFUSED", "QUARANTINED"
-CANCELLED = {
-    "REMOVED": Part.REMOVED,
-    UPDATE_REFUSED: Part.REFUSED,
-    QUARANTINED: Part.QUARANTINED,
-}
+CANCELLED = {"REMOVED": Part.REMOVED, QUARANTINED: Part.QUARANTINED}
+FAILED = {"UNREACHABLE": Part.OFFLINE, UPDATE_REFUSED: Part.REFUSED}
 CLOSED = {TaskState.DONE: Part.DONE, TaskState.EXPIRED: Part.LATE}
 
 
@@ -54,17 +51,13 @@ def part_of(task: Task, now: datetime) -> Part:
     if task.state == TaskState.CANCELLED:
         return CANCELLED.get(code, Part.CANCELLED)
     if task.state == TaskState.FAILED:
-        return Part.REJECTED if code in NO else _failed(code)
+        return Part.REJECTED if code in NO else FAILED.get(code, Part.FAILED)
     told = told_at(task)
     heard = heard_at(task)
     quiet = heard is None or heard < now - timedelta(seconds=settings.FL_SILENT_SECONDS)
     if told is None:
         return Part.OFFLINE if quiet else Part.INVITED
     return Part.SILENT if quiet else Part.WORKING
-
-
-def _failed(code: str) -> Part:
-    return Part.OFFLINE if code == "UNREACHABLE" else Part.FAILED
 
 
 def told_at(task: Task) -> datetime | None:

@@ -1,12 +1,15 @@
 """Updates that a worker has a look at before they count: what is decided, and what may be decided anew.
 
-The owner's part in the round says the same as the update: one that is out is nobody's answer. Callers hold the
-training's row lock, and ask afterwards whether the round goes on.
+The owner's part in the round says the same as the update. In quarantine it is closed (CANCELLED) and the round waits
+for somebody's decision, at most until its deadline; refused it has failed, which the round's policy deals with.
+Callers hold the training's row lock, and ask afterwards whether the round goes on.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from django.db.models import Q
 from django.utils import timezone
 
 from fl_server_core.exceptions import IllegalMove, RoundClosed
@@ -18,15 +21,22 @@ from fl_server_core.lifecycle import (
     TrainingState,
     UpdateState,
     move,
-    move_all,
 )
-from fl_server_core.models import Blob, LocalModel, Round, Task, User
+from fl_server_core.models import Blob, LocalModel, Round, Task, Training, User
 from fl_server_core.selectors.parts import QUARANTINED, UPDATE_REFUSED
 from fl_server_core.services.blobs import blobs_doom_unreferenced
+from fl_server_core.services.round_policy import policy_of
+from fl_server_core.services.rounds import tasks_ask_again
 
 log = logging.getLogger("fl.server")
-CODES = {UpdateState.REFUSED: UPDATE_REFUSED, UpdateState.QUARANTINED: QUARANTINED}
 NO_FILES = {"blob": None, "extras": None, "mask": None}
+RUNNING = frozenset({TrainingState.ONGOING, TrainingState.PAUSED})
+NOBODY_DECIDED = "NOT_DECIDED: the round ended while it was in quarantine"
+OVER = (
+    Q(training__state__in=[TrainingState.COMPLETED, TrainingState.CANCELLED])
+    | Q(round__result_version__isnull=False)
+    | Q(round__phase__in=[RoundPhase.SKIPPED, RoundPhase.DONE])
+)
 
 
 @dataclass(frozen=True)
@@ -46,26 +56,54 @@ def updates_unchecked(round: Round) -> bool:
 
 def update_judge(verdict: Verdict) -> bool:
     """Let a verdict count; False, and nothing happens, if the update has been decided on already."""
-    update = LocalModel.objects.get(pk=verdict.update.pk)
+    update = LocalModel.objects.select_related("round__training").get(pk=verdict.update.pk)
     if update.state != UpdateState.RECEIVED:
         return False
     if verdict.state == UpdateState.ACCEPTED:
-        replaced = [update.blob_id] if verdict.blob is not None and update.blob_id else []
-        if verdict.blob is not None:
-            verdict.blob.save()
-        fields = {} if verdict.blob is None else {"blob": verdict.blob}
-        move(update, UpdateState.ACCEPTED, **fields)
-        blobs_doom_unreferenced(ids=replaced)
+        _accept(update, verdict.blob)
         return True
     log.warning("update %s is %s: %s", update.pk, verdict.state, verdict.reason)
-    gone = _files(update) if verdict.state == UpdateState.REFUSED else []
-    move(update, verdict.state, reason=verdict.reason, **(NO_FILES if gone else {}))
-    blobs_doom_unreferenced(ids=gone)
+    if verdict.state == UpdateState.REFUSED:
+        _refuse(update, verdict.reason)
+        return True
+    move(update, UpdateState.QUARANTINED, reason=verdict.reason)
     task = _part(update)
     if task is not None and task.state == TaskState.DONE:
-        said = f"{CODES[verdict.state]}: {verdict.reason}"[:4000]
+        said = f"{QUARANTINED}: {verdict.reason}"[:4000]
         move(task, TaskState.CANCELLED, failure=said, finished_at=timezone.now())
     return True
+
+
+def _accept(update: LocalModel, blob: Blob | None) -> None:
+    if blob is None:
+        move(update, UpdateState.ACCEPTED)
+        return
+    replaced = [] if update.blob_id is None else [update.blob_id]
+    blob.save()
+    move(update, UpdateState.ACCEPTED, blob=blob)
+    blobs_doom_unreferenced(ids=replaced)
+
+
+def _refuse(update: LocalModel, reason: str) -> None:
+    """For good, with its files. Its owner has failed, and is asked again at once if the policy says so."""
+    files = (update.blob_id, update.extras_id, update.mask_id)
+    move(update, UpdateState.REFUSED, reason=reason, **NO_FILES)
+    blobs_doom_unreferenced(ids=[pk for pk in files if pk is not None])
+    task, round = _part(update), update.round
+    if task is None or task.state not in {TaskState.DONE, TaskState.CANCELLED}:
+        return
+    said = f"{UPDATE_REFUSED}: {reason}"[:4000]
+    move(task, TaskState.FAILED, failure=said, finished_at=timezone.now())
+    tasks_retry_refused(round, [task])
+
+
+def tasks_retry_refused(round: Round, failed: Sequence[Task]) -> None:
+    """Ask those again whose update was refused, as often as the round's policy says."""
+    if round.phase not in OPEN_PHASES or round.training.state not in RUNNING:
+        return
+    most = policy_of(round.policy).refused_retries
+    again = [task for task in failed if task.attempt <= most]
+    tasks_ask_again(round, TaskKind.TRAIN, again, lambda task: 0.0)
 
 
 def release(update: LocalModel, *, user: User) -> None:
@@ -78,8 +116,7 @@ def release(update: LocalModel, *, user: User) -> None:
     _check_quarantined(update)
     training, round = update.training, update.round
     failed = training.state == TrainingState.ERROR and round.phase == RoundPhase.FAILED
-    running = training.state in {TrainingState.ONGOING, TrainingState.PAUSED}
-    open = running and round.phase in OPEN_PHASES
+    open = training.state in RUNNING and round.phase in OPEN_PHASES
     if not open and not (failed and round.result_version_id is None):
         raise RoundClosed(
             f"round {round.number} has gone on without this update (it is {round.phase}); it can't count any more",
@@ -97,26 +134,25 @@ def refuse(update: LocalModel, *, user: User) -> None:
     if update.state == UpdateState.REFUSED:
         return
     _check_quarantined(update)
-    gone = _files(update)
-    move(
-        update,
-        UpdateState.REFUSED,
-        reason=f"refused by {user}; was: {update.reason}",
-        **NO_FILES,
-    )
-    blobs_doom_unreferenced(ids=gone)
+    _refuse(update, f"refused by {user}; was: {update.reason}")
 
 
-def quarantine_settle() -> int:
-    """Refuse what is still in quarantine in trainings that have ended, and give its files up. Returns how many."""
-    ended = [TrainingState.COMPLETED, TrainingState.CANCELLED]
+def quarantine_settle(training: Training) -> int:
+    """Refuse what is in quarantine although its round is over, and give its files up. Returns how many."""
     left = list(
-        LocalModel.objects.filter(state=UpdateState.QUARANTINED, training__state__in=ended)[:500]
+        LocalModel.objects.filter(OVER, training=training, state=UpdateState.QUARANTINED)
+        .select_related("round__training")
+        .order_by("pk")[:500]
     )
-    gone = [pk for update in left for pk in _files(update)]
-    move_all(left, UpdateState.REFUSED, **NO_FILES)
-    blobs_doom_unreferenced(ids=gone)
+    for update in left:
+        _refuse(update, f"{NOBODY_DECIDED}; was: {update.reason}")
     return len(left)
+
+
+def quarantine_overdue() -> list[Training]:
+    """Trainings in which `quarantine_settle` would find something."""
+    found = LocalModel.objects.filter(OVER, state=UpdateState.QUARANTINED)
+    return list(Training.objects.filter(pk__in=found.values("training")))
 
 
 def _check_quarantined(update: LocalModel) -> None:
@@ -127,12 +163,6 @@ def _check_quarantined(update: LocalModel) -> None:
         )
 
 
-def _files(update: LocalModel) -> list[int]:
-    ids = (update.blob_id, update.extras_id, update.mask_id)
-    return [pk for pk in ids if pk is not None]
-
-
 def _part(update: LocalModel) -> Task | None:
-    return Task.objects.filter(
-        round=update.round_id, user=update.owner_id, kind=TaskKind.TRAIN
-    ).first()
+    found = Task.objects.filter(round=update.round_id, user=update.owner_id, kind=TaskKind.TRAIN)
+    return found.select_related("user").first()

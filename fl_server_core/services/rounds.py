@@ -39,6 +39,7 @@ from fl_server_core.models import (
 )
 from fl_server_core.models.notifications import NotificationType
 from fl_server_core.selectors.gaps import ROUND_FULL
+from fl_server_core.selectors.parts import UPDATE_REFUSED
 from fl_server_core.services.heartbeats import phase_end
 from fl_server_core.services.lateness import late_task
 from fl_server_core.services.metrics import Value, metrics_record, metrics_stored
@@ -260,6 +261,7 @@ def update_accept(
         beside=beside.digest,
     )
     if replay is not None:
+        _refuse_again(replay, training)
         return replay, False
     membership_check(training=training, user=owner)
     task = update_check(training=training, owner=owner, number=number)
@@ -297,6 +299,18 @@ def update_accept(
     if task.round.phase == RoundPhase.NOTIFYING:
         move(task.round, RoundPhase.COLLECTING)
     return update, True
+
+
+def _refuse_again(update: LocalModel, training: Training) -> None:
+    """A site that was asked again sends the very update that was refused: that ends its part as it did before."""
+    if update.state != UpdateState.REFUSED:
+        return
+    task = Task.objects.filter(
+        round=update.round_id, user=update.owner_id, kind=TaskKind.TRAIN, state=TaskState.OPEN
+    ).first()
+    waited = task is not None and (task.not_before is None or task.not_before <= timezone.now())
+    if task is not None and waited and update.round.phase in OPEN_PHASES:
+        task_fail(task=task, code=UPDATE_REFUSED, text=update.reason)
 
 
 def updates_consume(updates: Sequence[LocalModel], *, delete: bool) -> list[int]:
@@ -395,6 +409,16 @@ def round_standing(round: Round, kind: TaskKind) -> Standing:
         overdue=overdue,
         required_missing=_required_missing(round, kind),
         extensions=round.extensions,
+        held=updates_held(round).count() if kind == TaskKind.TRAIN else 0,
+    )
+
+
+def updates_held(round: Round) -> QuerySet[LocalModel]:
+    """Updates in quarantine of participants who are in: a decision on them would still count."""
+    return LocalModel.objects.filter(
+        round=round,
+        state=UpdateState.QUARANTINED,
+        owner__in=participants_active(round.training),
     )
 
 
@@ -437,13 +461,13 @@ def _lost(round: Round, kind: TaskKind) -> QuerySet[Task]:
 
 
 def _unanswered(round: Round, kind: TaskKind, states: Sequence[TaskState]) -> QuerySet[Task]:
-    """Parts in these states of participants who are in, and of whom no late update counts instead."""
+    """Parts in these states of participants who are in, and of whom no update counts, or may yet."""
     parts = round.tasks.filter(
         kind=kind, state__in=states, user__in=participants_active(round.training)
     )
     if kind != TaskKind.TRAIN:
         return parts
-    counted = [UpdateState.ACCEPTED, UpdateState.CONSUMED]
+    counted = [UpdateState.ACCEPTED, UpdateState.CONSUMED, UpdateState.QUARANTINED]
     instead = LocalModel.objects.filter(round=round, state__in=counted)
     return parts.exclude(user__in=instead.values("owner"))
 
@@ -473,7 +497,7 @@ def pause_after(task: Task) -> float:
 def tasks_reopen(*, round: Round, kind: TaskKind) -> list[Task]:
     """For a retry: ask everybody at once whose part ended without an answer and who is in; what is done stays.
 
-    So does an update that was refused or quarantined: its owner has answered.
+    So does what is in quarantine. Who was refused may send another update.
     """
     closed = [TaskState.FAILED, TaskState.EXPIRED, TaskState.CANCELLED]
     asked = list(_unanswered(round, kind, closed).select_related("user"))

@@ -1,5 +1,7 @@
 """Bad updates: kept out of the round with a reason, released or refused by a person, checked by plug-ins."""
 
+import errno
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,16 +20,19 @@ from fl_server_ai.aggregation.strategy import Refused, UpdateMeta
 from fl_server_ai.services.controls import training_retry
 from fl_server_ai.services.quarantine import update_refuse, update_release
 from fl_server_ai.services.reconciler import sweep
+from fl_server_ai.services.trainings import training_clients_remove, training_start
 from fl_server_ai.trainer.events import event_kind
 from fl_server_ai.trainer.judging import updates_judge
 from fl_server_ai.trainer.model_trainer import ModelTrainer
 from fl_server_ai.trainer.tasks import process_trainer_task
 from fl_server_core.exceptions import IllegalMove, Invalid, NotPermitted, RoundClosed
 from fl_server_core.lifecycle import RoundPhase, TaskState, TrainingState
-from fl_server_core.models import Blob, LocalModel, TrainerEvent, User
+from fl_server_core.models import Blob, LocalModel, Round, TrainerEvent, User
 from fl_server_core.selectors import Part, part_of
+from fl_server_core.services.blocked import blocked_on
 from fl_server_core.services.events import event_claim
 from fl_server_core.services.tokens import token_issue
+from fl_server_core.services.trainings import training_add_clients
 from tests.scenes import Scene, person, scene
 
 pytestmark = pytest.mark.django_db
@@ -47,6 +52,12 @@ def close(running: Scene) -> None:
     for _ in range(5):
         if running.round.phase != RoundPhase.COLLECTING or not running.work():
             return
+
+
+def overdue(running: Scene) -> None:
+    """The deadline passes, and a sweep finds it."""
+    Round.objects.filter(pk=running.round.pk).update(deadline=timezone.now() - timedelta(seconds=1))
+    sweep()
 
 
 # --- the numbers ------------------------------------------------------------------------------
@@ -96,37 +107,106 @@ def test_an_update_that_goes_too_far_does_not_count_and_its_owner_sees_why() -> 
 
     running.send("grace", 3.0)
     close(running)
+    overdue(running)
     running.work()
 
     assert np.allclose(running.current()["layer.bias"], 2.0)
 
 
-def test_quarantine_closes_the_round_at_once_if_it_was_the_last_one_waited_for() -> None:
+def test_a_round_waits_for_a_decision_until_its_deadline_and_says_whose() -> None:
     running = scene("ada", "mallory", max_update_norm=10.0)
     running.send("ada", 1.0)
     running.send("mallory", 1_000.0)
 
-    assert running.round.phase == RoundPhase.COLLECTING
     assert running.work() == 1  # both at once
+    assert running.work() == 0
+    found = blocked_on(training=running.now, visible_to=running.actor)
+    overdue(running)
 
+    assert found is not None
+    assert (found.code, found.until) == ("QUARANTINE", running.round.deadline or found.until)
+    assert [who.name for who in found.who] == ["actor"]
+    assert "In quarantine is what mallory sent" in found.text
+    assert "it goes on with the 1 that are in" in found.text
     assert running.round.phase == RoundPhase.AGGREGATING
+
+
+def test_with_the_policy_refuse_a_round_does_not_wait_for_anybody() -> None:
+    running = scene("ada", "mallory", max_update_norm=10.0, bad_updates="refuse")
+    running.send("ada", 1.0)
+    running.send("mallory", 1_000.0)
+    running.work()
+
+    assert states(running) == {"ada": "accepted", "mallory": "refused"}
+    part = running.task("mallory")
+    assert part_of(part, part.created_at) == Part.REFUSED
+    assert running.round.phase == RoundPhase.AGGREGATING
+    assert update_of(running, "mallory").blob is None
 
 
 def test_a_round_without_any_update_left_ends_as_its_policy_says() -> None:
     running = scene("mallory", max_update_norm=10.0)
     running.send("mallory", 1_000.0)
     running.work()
+    overdue(running)
+
+    assert running.now.state == TrainingState.ERROR
+    assert running.now.reason.startswith("NOT_ENOUGH_UPDATES")
+    assert "1 x QUARANTINED" in running.now.reason
+
+
+def test_a_missing_decision_on_a_required_site_is_a_missing_update() -> None:
+    mallory = person("mallory", client=True)
+    running = scene("ada", max_update_norm=10.0, started=False, required=[str(mallory.pk)])
+    training_add_clients(training=running.training, user=running.actor, clients=[mallory.pk])
+    running.sites["mallory"] = mallory
+    training_start(training=running.training, user=running.actor)
+    running.send("ada", 1.0)
+    running.send("mallory", 1_000.0)
+    running.work()
+    overdue(running)
 
     assert running.now.state == TrainingState.ERROR
     assert running.now.reason.startswith("NOT_ENOUGH_UPDATES")
 
 
-def test_the_failure_policy_wait_does_not_wait_for_ever() -> None:
+def test_with_the_failure_policy_wait_the_deadline_moves_until_somebody_decides() -> None:
     running = scene("mallory", max_update_norm=10.0, failure_policy="wait")
     running.send("mallory", 1_000.0)
     running.work()
 
-    assert running.now.state == TrainingState.ERROR
+    overdue(running)
+
+    assert running.round.deadline is not None
+    assert running.round.deadline > timezone.now()
+    assert running.task("mallory").state == TaskState.CANCELLED  # nobody is asked twice
+    update_refuse(update=update_of(running, "mallory"), user=running.actor)
+    assert running.task("mallory").state == TaskState.OPEN  # refused: asked again, after a pause
+    assert running.task("mallory").attempt == 2
+
+
+def test_at_deadline_fail_names_what_is_in_quarantine() -> None:
+    running = scene("ada", "mallory", max_update_norm=10.0, at_deadline="fail")
+    running.send("ada", 1.0)
+    running.send("mallory", 1_000.0)
+    running.work()
+    overdue(running)
+
+    assert running.now.reason.startswith("DEADLINE_MISSED: 0 of 2")
+    assert "1 updates are in quarantine" in running.now.reason
+
+
+def test_the_update_of_a_removed_site_is_not_waited_for() -> None:
+    running = scene("ada", "mallory", max_update_norm=10.0)
+    running.send("ada", 1.0)
+    running.send("mallory", 1_000.0)
+    running.work()
+
+    training_clients_remove(
+        training=running.now, user=running.actor, clients=[running.sites["mallory"].pk]
+    )
+
+    assert running.round.phase == RoundPhase.AGGREGATING
 
 
 def test_the_same_update_again_is_still_the_same_and_another_is_refused() -> None:
@@ -137,9 +217,61 @@ def test_the_same_update_again_is_still_the_same_and_another_is_refused() -> Non
     again = running.send("mallory", 1_000.0)
 
     assert (again.created, again.update.pk) == (False, first.update.pk)
+    assert again.update.state == "quarantined"
     with pytest.raises(RoundClosed) as refusal:
         running.send("mallory", 1.0)
     assert refusal.value.error_code == "TASK_CLOSED"
+
+
+# --- another update after a refused one -------------------------------------------------------
+
+
+def test_who_is_refused_may_send_another_update_as_often_as_the_policy_says() -> None:
+    running = scene("ada", "mallory", max_update_norm=10.0, bad_updates="refuse", refused_retries=1)
+    running.send("ada", 1.0)
+    running.send("mallory", 1_000.0)
+    running.work()
+
+    part = running.task("mallory")
+    assert (part.state, part.attempt) == (TaskState.OPEN, 2)
+    assert part.failure.startswith("UPDATE_REFUSED: NORM")  # why he is asked again
+    running.send("mallory", 3.0)
+    close(running)
+    running.work()
+
+    assert np.allclose(running.current()["layer.bias"], 2.0)
+    sent = LocalModel.objects.filter(owner=running.sites["mallory"])
+    assert sorted(sent.values_list("state", flat=True)) == ["consumed", "refused"]
+
+
+def test_sending_the_refused_update_once_more_ends_the_part_as_before() -> None:
+    running = scene("ada", "mallory", max_update_norm=10.0, bad_updates="refuse", refused_retries=1)
+    running.send("ada", 1.0)
+    first = running.send("mallory", 1_000.0)
+    running.work()
+
+    again = running.send("mallory", 1_000.0)
+
+    assert (again.created, again.update.pk) == (False, first.update.pk)
+    assert running.task("mallory").state == TaskState.FAILED
+    assert running.round.phase == RoundPhase.AGGREGATING
+
+
+def test_a_retry_asks_those_again_whose_update_was_refused() -> None:
+    running = scene("mallory", max_update_norm=10.0, bad_updates="refuse")
+    running.send("mallory", 1_000.0)
+    running.work()
+    assert running.now.state == TrainingState.ERROR
+
+    training_retry(training=running.now, user=running.actor)
+    running.send("mallory", 2.0)
+    close(running)
+    running.work()
+
+    assert np.allclose(running.current()["layer.bias"], 2.0)
+
+
+# --- updates that need no look ----------------------------------------------------------------
 
 
 def test_without_these_options_updates_are_accepted_in_the_request() -> None:
@@ -154,13 +286,14 @@ def test_without_these_options_updates_are_accepted_in_the_request() -> None:
 
 
 def test_who_goes_the_other_way_is_quarantined_once_the_round_could_close() -> None:
-    running = scene("ada", "grace", "mallory", "zoe", quarantine_cosine=0.0)
+    running = scene("ada", "grace", "mallory", "zoe", min_update_cosine=0.0)
     for site, value in (("ada", 1.0), ("grace", 2.0), ("mallory", -5.0)):
         running.send(site, value)
 
     assert running.work() == 0  # more may come
     running.send("zoe", 3.0)
     close(running)
+    overdue(running)
     running.work()
 
     assert states(running)["mallory"] == "quarantined"
@@ -169,11 +302,10 @@ def test_who_goes_the_other_way_is_quarantined_once_the_round_could_close() -> N
 
 
 def test_at_a_deadline_those_that_are_there_are_compared() -> None:
-    running = scene("ada", "grace", "mallory", "zoe", quarantine_cosine=0.0)
+    running = scene("ada", "grace", "mallory", "zoe", min_update_cosine=0.0)
     for site, value in (("ada", 1.0), ("grace", 2.0), ("mallory", -5.0)):
         running.send(site, value)
-    type(running.round).objects.update(deadline=timezone.now() - timedelta(seconds=1))
-    sweep()
+    overdue(running)
     close(running)
     running.work()
 
@@ -217,6 +349,7 @@ def test_a_release_after_its_round_is_refused_with_the_reason() -> None:
     running.send("ada", 1.0)
     running.send("mallory", 1_000.0)
     running.work()
+    overdue(running)
 
     with pytest.raises(RoundClosed, match="has gone on without this update"):
         update_release(update=update_of(running, "mallory"), user=running.actor)
@@ -228,6 +361,7 @@ def test_a_failed_round_counts_it_after_release_and_retry() -> None:
     running = scene("mallory", max_update_norm=10.0)
     running.send("mallory", 1_000.0)
     running.work()
+    overdue(running)
     update_release(update=update_of(running, "mallory"), user=running.actor)
 
     training_retry(training=running.now, user=running.actor)
@@ -261,19 +395,34 @@ def test_only_the_actor_and_admins_decide() -> None:
             act(update=update_of(running, "mallory"), user=running.sites["mallory"])
 
 
-def test_what_is_in_quarantine_when_a_training_ends_is_refused() -> None:
-    running = scene("ada", "mallory", rounds=1, max_update_norm=10.0, skip_model_tests=True)
+def test_what_is_in_quarantine_when_its_round_is_over_is_refused() -> None:
+    running = scene("ada", "mallory", max_update_norm=10.0)
     running.send("ada", 1.0)
     running.send("mallory", 1_000.0)
     close(running)
+    overdue(running)
+    assert states(running)["mallory"] == "quarantined"  # the round may fail, and be retried
     running.work()
-    assert running.now.state == TrainingState.COMPLETED
+    assert running.now.model.round == 1
 
     sweep()
 
     kept = update_of(running, "mallory")
     assert (kept.state, kept.blob) == ("refused", None)
-    assert kept.reason.startswith("NORM")
+    assert kept.reason.startswith("NOT_DECIDED")
+    assert "was: NORM" in kept.reason
+
+
+def test_refusing_the_last_one_waited_for_lets_the_round_go_on() -> None:
+    running = scene("ada", "mallory", max_update_norm=10.0)
+    running.send("ada", 1.0)
+    running.send("mallory", 1_000.0)
+    running.work()
+    assert running.round.phase == RoundPhase.COLLECTING
+
+    update_refuse(update=update_of(running, "mallory"), user=running.actor)
+
+    assert running.round.phase == RoundPhase.AGGREGATING
 
 
 # --- crashes ----------------------------------------------------------------------------------
@@ -298,6 +447,7 @@ def test_a_worker_that_dies_before_or_after_its_commit_loses_and_doubles_nothing
     process_trainer_task(pending.pk)
 
     assert states(running) == {"ada": "accepted", "mallory": "quarantined"}
+    update_release(update=update_of(running, "mallory"), user=running.actor)
     assert running.round.phase == RoundPhase.AGGREGATING
 
 
@@ -341,8 +491,25 @@ class Careful(FedAvg):
         bias = tensors["layer.bias"]
         if bool((bias < 0).any()):
             return Refused(f"NEGATIVE: {meta.num_examples} examples, and a bias below zero")
-        if float(bias.max()) == 99.0:
-            return {"layer.bias": bias}
+        match float(bias.max()):
+            case 99.0:
+                return {"layer.bias": bias}
+            case 98.0:
+                raise ZeroDivisionError("on purpose")
+            case 97.0:
+                while True:
+                    try:
+                        time.sleep(1)
+                    except Exception:  # noqa: S112, BLE001 - as careless as can be
+                        continue
+            case 96.0:
+                return "fine"  # type: ignore[return-value]
+            case 95.0:
+                return {n: t.double() if n != "steps" else t for n, t in tensors.items()}
+            case 94.0:
+                return {n: t / 0.0 if n != "steps" else t for n, t in tensors.items()}
+            case 93.0:
+                raise OSError(errno.ENOSPC, "No space left on device")
         if float(bias.max()) > 10:
             return {n: t if n == "steps" else t / 2 for n, t in tensors.items()}
         return None
@@ -372,13 +539,41 @@ def test_a_strategy_refuses_and_transforms_updates(careful) -> None:
     assert running.send("grace", 20.0, round=0).created is False  # its own bytes again
 
 
-def test_a_strategy_that_gives_other_tensors_back_ends_the_training_with_its_name(careful) -> None:
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (99.0, "CHECK_FAILED: Careful.check gave back other tensors than it got"),
+        (98.0, "CHECK_FAILED: Careful.check raised ZeroDivisionError"),
+        (97.0, "CHECK_TIMEOUT: Careful.check took more than 0.2 s"),
+        (96.0, "CHECK_FAILED: Careful.check gave back a str"),
+        (95.0, "CHECK_FAILED: Careful.check changed the shape or dtype of tensor 'layer.bias'"),
+        (94.0, "CHECK_FAILED: Careful.check gave back: "),
+    ],
+)
+def test_a_check_that_comes_to_nothing_is_a_verdict_by_policy(
+    careful, settings, value, said
+) -> None:
+    settings.FL_CHECK_SECONDS = 0.2
     running = scene("ada", method="Careful")
-    running.send("ada", 99.0)
+    running.send("ada", value)
     running.work()
 
-    assert running.now.state == TrainingState.ERROR
-    assert "Careful.check gave back other tensors" in running.now.reason
+    update = update_of(running, "ada")
+    assert (update.state, update.reason[: len(said)]) == ("quarantined", said)
+    update_release(update=update, user=running.actor)
+    running.work()
+    assert np.allclose(running.current()["layer.bias"], value)  # nobody's work is lost
+
+
+def test_a_full_disk_is_no_verdict_and_the_look_is_tried_again(careful) -> None:
+    running = scene("ada", method="Careful")
+    running.send("ada", 93.0)
+    running.work()
+
+    assert states(running) == {"ada": "received"}
+    event = TrainerEvent.objects.get()
+    assert (event.state, event.failures) == ("pending", 0)
+    assert "No space left" in event.error
 
 
 # --- options ----------------------------------------------------------------------------------
@@ -388,10 +583,10 @@ def test_a_strategy_that_gives_other_tensors_back_ends_the_training_with_its_nam
     ("options", "pointer"),
     [
         ({"max_update_norm": 0.0}, "/options/max_update_norm"),
-        ({"quarantine_cosine": 2.0}, "/options/quarantine_cosine"),
+        ({"min_update_cosine": 2.0}, "/options/min_update_cosine"),
         ({"max_update_norm": 1.0, "late_updates": "next_round"}, "/options/late_updates"),
         ({"max_update_norm": 1.0, "mode": "buffered", "buffer_size": 2}, "/options/mode"),
-        ({"quarantine_cosine": 0.1, "daisy_chain_period": 2}, "/options/quarantine_cosine"),
+        ({"min_update_cosine": 0.1, "daisy_chain_period": 2}, "/options/min_update_cosine"),
         ({"max_update_norm": 1.0, "method": "FedSGD"}, "/options/max_update_norm"),
     ],
 )
@@ -432,7 +627,7 @@ def test_the_site_and_the_actor_read_why_and_the_actor_releases_it(client) -> No
     assert (late.status_code, late.json()["code"]) == (409, "ILLEGAL_STATE")
 
 
-def test_an_admin_releases_and_refuses_in_the_admin(client) -> None:
+def test_an_admin_releases_and_refuses_once_it_is_confirmed(client) -> None:
     running = scene("ada", "mallory", "eve", max_update_norm=10.0)
     running.send("mallory", 1_000.0)
     running.send("eve", 1_000.0)
@@ -441,9 +636,31 @@ def test_an_admin_releases_and_refuses_in_the_admin(client) -> None:
 
     for site, action in (("mallory", "release"), ("eve", "refuse")):
         update = update_of(running, site)
-        client.post(
-            "/admin/fl_server_core/localmodel/",
-            {"action": action, "_selected_action": [str(update.pk)]},
-        )
+        page = f"/admin/fl_server_core/localmodel/{update.pk}/"
+        assert f"{page}{action}/" in client.get(f"{page}change/").content.decode()
+        assert "NORM: |update - base|" in client.get(f"{page}{action}/").content.decode()
+        assert states(running)[site] == "quarantined"
+        client.post(f"{page}{action}/", {"confirmed": "yes"})
+        assert f"{page}{action}/" not in client.get(f"{page}change/").content.decode()
 
     assert states(running) == {"mallory": "accepted", "eve": "refused"}
+
+
+def test_an_admin_decides_on_several_at_once_and_is_asked_first(client) -> None:
+    running = scene("ada", "mallory", "eve", max_update_norm=10.0)
+    for site in ("ada", "mallory", "eve"):
+        running.send(site, 1.0 if site == "ada" else 1_000.0)
+    running.work()
+    client.force_login(person("root", is_superuser=True, is_staff=True))
+    every = [str(update.pk) for update in LocalModel.objects.all()]
+    form = {"action": "release", "_selected_action": every}
+    lists = "/admin/fl_server_core/localmodel/"
+
+    asked = client.post(lists, form).content.decode()
+    before = states(running)
+    client.post(lists, {**form, "confirmed": "yes"})
+
+    assert "It counts like any other update" in asked
+    assert before == {"ada": "accepted", "mallory": "quarantined", "eve": "quarantined"}
+    assert states(running) == {"ada": "accepted", "mallory": "accepted", "eve": "accepted"}
+    assert running.round.phase == RoundPhase.AGGREGATING
