@@ -1,16 +1,13 @@
 """A strategy's own look at an update: one tensor in memory at a time, and an end to it whatever it does."""
 
-import faulthandler
 import logging
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 import torch
 from django.conf import settings
@@ -22,12 +19,11 @@ from fl_server_ai.aggregation import Strategy, UpdateMeta
 from fl_server_ai.aggregation.blocks import Draft, Source, layout_of
 from fl_server_ai.aggregation.strategy import Refused
 from fl_server_ai.containers import check_finite, read_manifest
+from fl_server_ai.trainer.time_limit import TookTooLong, time_limited
 from fl_server_core.exceptions import Unusable
 
 log = logging.getLogger("fl.celery")
 MAX_REASON = 2_000
-STDERR = 2
-AGAIN = 1.0  # second: a check that catches everything is interrupted once more
 
 
 class Outcome(StrEnum):
@@ -46,10 +42,6 @@ class Checked:
     outcome: Outcome
     reason: str = ""
     digest: str = ""
-
-
-class _TookTooLong(BaseException):
-    """Not an `Exception`: a check that catches those does not catch this."""
 
 
 class _Wrong(Exception):
@@ -73,7 +65,7 @@ def update_check(
     who = f"{type(strategy).__name__}.check"
     limit = settings.FL_CHECK_SECONDS if seconds is None else seconds
     try:
-        with _limited(limit), ExitStack() as stack:
+        with time_limited(limit), ExitStack() as stack:
             found = strategy.check(meta, _Tensors(original, stack, time.monotonic() + limit))
             if found is None:
                 return Checked(Outcome.KEPT)
@@ -82,7 +74,7 @@ def update_check(
             return Checked(Outcome.REPLACED, digest=_written(original, found, out))
     except (OSError, MemoryError, DatabaseError):
         raise
-    except _TookTooLong:
+    except TookTooLong:
         log.warning("%s of an update of %s took more than %s s", who, meta.participant, limit)
         return Checked(Outcome.BAD, f"CHECK_TIMEOUT: {who} took more than {limit:g} s")
     except _Wrong as error:
@@ -103,7 +95,7 @@ class _Tensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         if time.monotonic() > self._until:  # the only limit outside of a main thread
-            raise _TookTooLong
+            raise TookTooLong
         if name not in self._names:
             raise KeyError(name)
         tensor: Tensor = self._file.get_tensor(name)
@@ -114,31 +106,6 @@ class _Tensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-@contextmanager
-def _limited(seconds: float) -> Iterator[None]:
-    """Raise `_TookTooLong` in the block after so many seconds, and again until it ends.
-
-    A block that never comes back to Python ends the process after twice that: its work is tried again as that of any
-    lost worker, and then given up. Workers of both kinds work in their main thread; in another one nothing is done.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ring(*_: object) -> Never:
-        raise _TookTooLong
-
-    before = signal.signal(signal.SIGALRM, ring)
-    faulthandler.dump_traceback_later(2 * seconds + AGAIN, exit=True, file=STDERR)
-    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        faulthandler.cancel_dump_traceback_later()
-        signal.signal(signal.SIGALRM, before)
 
 
 def _written(original: Path, tensors: Mapping[str, Tensor], path: Path) -> str:

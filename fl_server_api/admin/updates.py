@@ -68,7 +68,7 @@ class LocalModelAdmin(HistoryAdmin[LocalModel]):
         "created_at",
     )
     list_filter = ("state", "created_at")
-    list_select_related = ("owner", "round", "training__model")
+    list_select_related = ("owner", "round__training__model", "training__model")
     search_fields = ("owner__username", "training__model__name", "=training__id", "=id", "digest")
     ordering = ("-created_at",)
     date_hierarchy = "created_at"

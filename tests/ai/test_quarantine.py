@@ -1,6 +1,8 @@
 """Bad updates: kept out of the round with a reason, released or refused by a person, checked by plug-ins."""
 
 import errno
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -563,6 +565,22 @@ def test_a_check_that_comes_to_nothing_is_a_verdict_by_policy(
     update_release(update=update, user=running.actor)
     running.work()
     assert np.allclose(running.current()["layer.bias"], value)  # nobody's work is lost
+
+
+def test_a_check_that_hangs_outside_of_python_ends_its_process() -> None:
+    program = """
+import ctypes
+from fl_server_ai.trainer.time_limit import time_limited
+lock, mutex = ctypes.PyDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(128)
+with time_limited(0.1):
+    for _ in range(2):  # the second one waits for itself, with Python's own lock in its hands
+        lock(mutex)
+"""
+
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+
+    assert ended.returncode == 1
+    assert b"Timeout" in ended.stderr
 
 
 def test_a_full_disk_is_no_verdict_and_the_look_is_tried_again(careful) -> None:
