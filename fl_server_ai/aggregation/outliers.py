@@ -1,4 +1,9 @@
-"""How far each update went, and how well its direction agrees with the others'."""
+"""How far each update went, and how well its direction agrees with the others'.
+
+With d_k = update_k - base and u_k = d_k / |d_k| the rule is cos_k = u_k . m_k / |m_k|, m_k the mean of all u_j but u_k.
+FLTrust (arXiv:2012.13995) scores updates by their cosine with a direction that the server trusts, all scaled to one
+length; there is no such direction here, so that of the others stands in. All of it follows from the inner products.
+"""
 
 import math
 from collections.abc import Sequence

@@ -38,7 +38,9 @@ def updates_judge(
 ) -> None:
     """Decide on every update of the round that waits, and commit all verdicts at once.
 
-    A kill loses nothing: without the commit they still wait. Of two workers the first to commit decides.
+    A kill loses nothing: without the commit they still wait. Of two workers the first to commit decides. Memory does
+    not grow with the model: see `update_check` for the strategy's part; the comparison keeps a block of 8 MiB for each
+    thread, and 64 bytes for each pair of updates.
     """
     related = ("blob", "round__base_version__blob")
     found = LocalModel.objects.filter(round=round).select_related(*related).order_by("owner_id")
@@ -110,38 +112,34 @@ def _measure(
     options: TrainerOptions,
     stack: ExitStack,
 ) -> None:
-    """Verdicts of the norm bound, then of the comparison of those that are left."""
+    """Verdicts of the norm bound, then of the comparison of those that are left with each other and with `others`."""
     bound, least = options.max_update_norm, options.min_update_cosine
+    for case in cases if bound is not None else []:
+        if case.verdict is None:
+            # Each for itself: the same sum whoever it is looked at with.
+            [norm] = norms(products(base, [_file(case)]))
+            if not norm <= bound:
+                said = f"NORM: |update - base| is {norm:.6g}, max_update_norm is {bound:.6g}"
+                case.verdict = _bad(case, said, options)
     left = [case for case in cases if case.verdict is None]
-    if not left or (bound is None and least is None):
+    if least is None or not left:
         return
     compared = [
         _Case(update, stack.enter_context(local_path(update.blob)))
-        for update in (others if least is not None else [])
+        for update in others
         if update.blob is not None
     ]
     gram = products(base, [_file(case) for case in [*left, *compared]])
-    far = norms(gram)
-    for case, norm in zip(left, far, strict=False):
-        if bound is not None and not norm <= bound:
-            said = f"NORM: |update - base| is {norm:.6g}, max_update_norm is {bound:.6g}"
-            case.verdict = _bad(case, said, options)
-    if least is None:
-        return
-    every = [*left, *compared]
-    kept = [index for index, case in enumerate(every) if case.verdict is None]
-    for index, cosine in zip(kept, cosines(gram[kept][:, kept]), strict=True):
-        if index >= len(left):
-            continue
-        if math.isinf(far[index]):
+    for case, norm, cosine in zip(left, norms(gram), cosines(gram), strict=False):
+        if math.isinf(norm):
             said = "NORM: |update - base| is too large to be compared"
-            every[index].verdict = _bad(every[index], said, options)
+            case.verdict = _bad(case, said, options)
         elif cosine is not None and cosine < least:
             said = (
                 f"COSINE: with the mean direction of the other updates of the round it is {cosine:.4f}, "
                 f"min_update_cosine is {least:.4f}"
             )
-            every[index].verdict = _bad(every[index], said, options)
+            case.verdict = _bad(case, said, options)
 
 
 def _file(case: _Case) -> UpdateFile:
