@@ -114,8 +114,8 @@ def _measure(
 ) -> None:
     """Verdicts of the norm bound, then of the comparison of those that are left with each other and with `others`."""
     bound, least = options.max_update_norm, options.min_update_cosine
-    for case in cases if bound is not None else []:
-        if case.verdict is None:
+    for case in cases:
+        if bound is not None and case.verdict is None:
             # Each for itself: the same sum whoever it is looked at with.
             [norm] = norms(products(base, [_file(case)]))
             if not norm <= bound:
