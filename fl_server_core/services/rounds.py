@@ -70,6 +70,7 @@ class Tally:
     open: int
     done: int
     total: int
+    cancelled: int = 0  # as the parts of those whose update is in quarantine are
 
 
 def round_tally(round: Round, kind: TaskKind) -> Tally:
@@ -79,7 +80,10 @@ def round_tally(round: Round, kind: TaskKind) -> Tally:
     if kind == TaskKind.TRAIN and policy.takes_late:
         return _tally_with_late(round, policy, states)
     return Tally(
-        open=states.count(TaskState.OPEN), done=states.count(TaskState.DONE), total=len(states)
+        open=states.count(TaskState.OPEN),
+        done=states.count(TaskState.DONE),
+        total=len(states),
+        cancelled=states.count(TaskState.CANCELLED),
     )
 
 
@@ -409,7 +413,7 @@ def round_standing(round: Round, kind: TaskKind) -> Standing:
         overdue=overdue,
         required_missing=_required_missing(round, kind),
         extensions=round.extensions,
-        held=updates_held(round).count() if kind == TaskKind.TRAIN else 0,
+        held=updates_held(round).count() if tally.cancelled and kind == TaskKind.TRAIN else 0,
     )
 
 
