@@ -9,7 +9,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from django.db.models import Q
 from django.utils import timezone
 
 from fl_server_core.exceptions import IllegalMove, RoundClosed
@@ -23,6 +22,7 @@ from fl_server_core.lifecycle import (
     move,
 )
 from fl_server_core.models import Blob, LocalModel, Round, Task, Training, User
+from fl_server_core.selectors.own_updates import OVER
 from fl_server_core.selectors.parts import QUARANTINED, UPDATE_REFUSED
 from fl_server_core.services.blobs import blobs_doom_unreferenced
 from fl_server_core.services.round_policy import policy_of
@@ -32,11 +32,6 @@ log = logging.getLogger("fl.server")
 NO_FILES = {"blob": None, "extras": None, "mask": None}
 RUNNING = frozenset({TrainingState.ONGOING, TrainingState.PAUSED})
 NOBODY_DECIDED = "NOT_DECIDED: the round ended while it was in quarantine"
-OVER = (
-    Q(training__state__in=[TrainingState.COMPLETED, TrainingState.CANCELLED])
-    | Q(round__result_version__isnull=False)
-    | Q(round__phase__in=[RoundPhase.SKIPPED, RoundPhase.DONE])
-)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ import pytest
 import torch
 from django.utils import timezone
 from rest_framework.test import APIClient
+from safetensors.numpy import load, save
 
+import fl_client
 from fl_server_ai.aggregation import STRATEGIES
 from fl_server_ai.aggregation.outliers import cosines, norms
 from fl_server_ai.aggregation.strategies.fed_avg import FedAvg
@@ -22,7 +24,9 @@ from fl_server_ai.aggregation.strategy import Refused, UpdateMeta
 from fl_server_ai.services.controls import training_retry
 from fl_server_ai.services.quarantine import update_refuse, update_release
 from fl_server_ai.services.reconciler import sweep
+from fl_server_ai.services.tasks import task_next
 from fl_server_ai.services.trainings import training_clients_remove, training_start
+from fl_server_ai.services.updates import update_submit
 from fl_server_ai.trainer.events import event_kind
 from fl_server_ai.trainer.judging import updates_judge
 from fl_server_ai.trainer.model_trainer import ModelTrainer
@@ -31,11 +35,13 @@ from fl_server_core.exceptions import IllegalMove, Invalid, NotPermitted, RoundC
 from fl_server_core.lifecycle import RoundPhase, TaskState, TrainingState
 from fl_server_core.models import Blob, LocalModel, Round, TrainerEvent, User
 from fl_server_core.selectors import Part, part_of
+from fl_server_core.selectors.own_updates import OwnUpdates, own_updates
 from fl_server_core.services.blocked import blocked_on
 from fl_server_core.services.events import event_claim
 from fl_server_core.services.tokens import token_issue
 from fl_server_core.services.trainings import training_add_clients
-from tests.scenes import Scene, person, scene
+from fl_server_core.storage import local_path
+from tests.scenes import Scene, person, scene, staged, weights
 
 pytestmark = pytest.mark.django_db
 
@@ -613,6 +619,103 @@ def test_what_cannot_be_checked_is_refused_with_a_pointer(options, pointer) -> N
         scene(started=False, **options)
 
     assert refusal.value.data["errors"][0]["pointer"] == pointer
+
+
+# --- what sites remember ----------------------------------------------------------------------
+
+
+def own(running: Scene, site: str) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = task_next(user=running.sites[site])["task"]["own_updates"]
+    return found
+
+
+def test_the_next_task_says_which_own_updates_were_not_used() -> None:
+    running = scene(
+        "ada", "mallory", rounds=3, max_update_norm=10.0, skip_model_tests=True, refused_retries=1
+    )
+    assert own(running, "mallory") == {"unused": [], "undecided": []}
+    running.send("ada", 1.0)
+    running.send("mallory", 1_000.0)
+    close(running)
+    overdue(running)
+    running.work()
+
+    assert own(running, "mallory") == {"unused": [0], "undecided": []}  # before and after the sweep
+    sweep()
+    assert own(running, "mallory") == {"unused": [0], "undecided": []}
+    assert own(running, "ada") == {"unused": [], "undecided": []}
+
+    running.send("mallory", 900.0)
+    running.work()
+    update_refuse(
+        update=LocalModel.objects.get(round=running.round, owner=running.sites["mallory"]),
+        user=running.actor,
+    )
+    assert own(running, "mallory") == {"unused": [0, 1], "undecided": []}  # asked again
+    running.send("mallory", 1.0)
+    running.send("ada", 1.0)
+    close(running)
+    running.work()
+
+    assert own(running, "mallory") == {"unused": [0], "undecided": []}  # the second one counted
+
+
+def test_a_late_update_is_undecided_until_it_counts() -> None:
+    running = scene(
+        "ada", "grace", rounds=4, late_updates="next_round", skip_model_tests=True, buffer_size=1
+    )
+    running.send("ada", 1.0)
+    running.send("grace", 1.0)  # too late for round 0
+    grace = running.sites["grace"]
+
+    assert own_updates(training=running.now, owner=grace) == OwnUpdates([], undecided=[0])
+    running.work()
+    running.work()  # round 1, with what came late
+    assert own_updates(training=running.now, owner=grace) == OwnUpdates([], [])
+
+
+def test_scaffolds_variates_add_up_although_an_update_was_refused(tmp_path) -> None:
+    running = scene(
+        "ada", "mallory", method="SCAFFOLD", rounds=3, max_update_norm=10.0, bad_updates="refuse",
+        skip_model_tests=True,
+    )  # fmt: skip
+    ends = {"ada": [1.0, 2.0, 0.0], "mallory": [2.0, 1_000.0, 0.0]}  # its second one is refused
+
+    for round in range(3):
+        corrections = []
+        for site in ("ada", "mallory"):
+            task = task_next(user=running.sites[site])["task"]
+            shared = running.now.model.weights.shared
+            told = {}
+            if shared is not None:
+                with local_path(shared) as path:
+                    told = load(path.read_bytes())
+            context = fl_client.Context(
+                task,
+                lambda _: {},
+                extras={
+                    "scaffold.c": {n.removeprefix("extra.scaffold.c."): v for n, v in told.items()}
+                },
+                folder=tmp_path / site,
+            )
+            start = running.current()
+            scaffold = fl_client.Scaffold(context, start)
+            end = weights(ends[site][round])
+            change = scaffold.finish(start, end, 1.0)
+            corrections.append(scaffold.correction["layer.bias"])
+            update_submit(
+                model_id=running.training.model_id,
+                owner=running.sites[site],
+                round=round,
+                sample_size=1,
+                file=staged(save(end | {f"extra.scaffold.dc.{n}": v for n, v in change.items()})),
+                sha256=None,
+                metrics={},
+            )
+        close(running)
+        running.work()
+
+        assert np.allclose(sum(corrections), 0.0)  # c is the mean of all c_k
 
 
 # --- over HTTP and in the admin ---------------------------------------------------------------
