@@ -131,7 +131,8 @@ def _own_updates(task: Task) -> dict[str, dict[str, list[int]]]:
     """For clients that remember something between rounds: which of it the model has never seen."""
     if task.kind != TaskKind.TRAIN:
         return {}
-    return {"own_updates": asdict(own_updates(training=task.round.training, owner=task.user))}
+    training, owner = task.round.training, task.user_id
+    return {"own_updates": asdict(own_updates(training=training, owner=owner, before=task.number))}
 
 
 def _swag_rank(task: Task, training: Training) -> dict[str, int]:

@@ -1,13 +1,14 @@
 """What became of a participant's own updates, for clients that remember something between rounds."""
 
+import uuid
 from collections import defaultdict
 from dataclasses import dataclass
 
-from django.db.models import Q
+from django.db.models import BooleanField, ExpressionWrapper, Q
 from django.db.models.functions import Coalesce
 
 from fl_server_core.lifecycle import RoundPhase, TrainingState, UpdateState
-from fl_server_core.models import LocalModel, Training, User
+from fl_server_core.models import LocalModel, Training
 
 TOLD = 100  # rounds, the newest
 # Of an update in quarantine: nothing that anybody decides can make it count any more.
@@ -26,23 +27,28 @@ class OwnUpdates:
     undecided: list[int]
 
 
-def own_updates(*, training: Training, owner: User) -> OwnUpdates:
-    """All others have been used. Who was refused and has sent another one for the round is as that one is."""
-    mine = LocalModel.objects.filter(training=training, owner=owner)
-    open_ones = mine.exclude(state=UpdateState.CONSUMED)
-    lost = set(open_ones.filter(OVER, state=UpdateState.QUARANTINED).values_list("pk", flat=True))
-    found: dict[int, set[str]] = defaultdict(set)
-    answered = Coalesce("trained_in__number", "round__number")
-    for pk, state, number in open_ones.order_by().values_list("pk", "state", answered):
-        gone = pk in lost or state == UpdateState.REFUSED
-        found[number].add("unused" if gone else "undecided")
-    if not found:
+def own_updates(*, training: Training, owner: uuid.UUID, before: int) -> OwnUpdates:
+    """Of rounds below `before`; all that are not named have been used, if they were answered.
+
+    Who was refused and has sent another one for the round is as that one is.
+    """
+    if not before:
         return OwnUpdates([], [])
+    mine = LocalModel.objects.filter(training=training, owner=owner).order_by()
+    mine = mine.annotate(
+        answered=Coalesce("trained_in__number", "round__number"),
+        over=ExpressionWrapper(OVER, output_field=BooleanField()),
+    ).filter(answered__lt=before)
+    open_ones = mine.exclude(state=UpdateState.CONSUMED)
+    found: dict[int, set[bool]] = defaultdict(set)
+    for state, number, over in open_ones.values_list("state", "answered", "over"):
+        gone = state == UpdateState.REFUSED or (state == UpdateState.QUARANTINED and over)
+        found[number].add(gone)
     newest = sorted(found)[-TOLD:]
-    again = [number for number in newest if found[number] == {"unused"}]
-    counted = mine.filter(state=UpdateState.CONSUMED).annotate(_answered=answered)
-    used = set(counted.filter(_answered__in=again).values_list("_answered", flat=True))
+    vain = [number for number in newest if found[number] == {True}]
+    again = mine.filter(state=UpdateState.CONSUMED, answered__in=vain)
+    used = set(again.values_list("answered", flat=True)) if vain else set()
     return OwnUpdates(
-        unused=[number for number in again if number not in used],
-        undecided=[number for number in newest if "undecided" in found[number]],
+        unused=[number for number in vain if number not in used],
+        undecided=[number for number in newest if False in found[number]],
     )
