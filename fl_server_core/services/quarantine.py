@@ -27,6 +27,7 @@ from fl_server_core.selectors.parts import QUARANTINED, UPDATE_REFUSED
 from fl_server_core.services.blobs import blobs_doom_unreferenced
 from fl_server_core.services.round_policy import policy_of
 from fl_server_core.services.rounds import tasks_ask_again
+from fl_server_core.services.trainings import participants_active
 
 log = logging.getLogger("fl.server")
 NO_FILES = {"blob": None, "extras": None, "mask": None}
@@ -97,7 +98,8 @@ def tasks_retry_refused(round: Round, failed: Sequence[Task]) -> None:
     if round.phase not in OPEN_PHASES or round.training.state not in RUNNING:
         return
     most = policy_of(round.policy).refused_retries
-    again = [task for task in failed if task.attempt <= most]
+    here = {user.pk for user in participants_active(round.training)}
+    again = [task for task in failed if task.attempt <= most and task.user_id in here]
     tasks_ask_again(round, TaskKind.TRAIN, again, lambda task: 0.0)
 
 

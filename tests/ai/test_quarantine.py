@@ -21,9 +21,9 @@ from fl_server_ai.aggregation import STRATEGIES
 from fl_server_ai.aggregation.outliers import cosines, norms
 from fl_server_ai.aggregation.strategies.fed_avg import FedAvg
 from fl_server_ai.aggregation.strategy import Refused, UpdateMeta
-from fl_server_ai.services.controls import training_retry
+from fl_server_ai.services.controls import training_pause, training_resume, training_retry
 from fl_server_ai.services.quarantine import update_refuse, update_release
-from fl_server_ai.services.reconciler import sweep
+from fl_server_ai.services.reconciler import event_give_up, sweep
 from fl_server_ai.services.tasks import task_next
 from fl_server_ai.services.trainings import training_clients_remove, training_start
 from fl_server_ai.services.updates import update_submit
@@ -277,6 +277,52 @@ def test_a_retry_asks_those_again_whose_update_was_refused() -> None:
     running.work()
 
     assert np.allclose(running.current()["layer.bias"], 2.0)
+
+
+def test_who_was_taken_out_is_not_asked_again() -> None:
+    running = scene("ada", "mallory", max_update_norm=10.0, refused_retries=1)
+    running.send("ada", 1.0)
+    running.send("mallory", 1_000.0)
+    running.work()
+    training_clients_remove(
+        training=running.now, user=running.actor, clients=[running.sites["mallory"].pk]
+    )
+
+    update_refuse(update=update_of(running, "mallory"), user=running.actor)
+
+    assert running.task("mallory").state == TaskState.FAILED
+    assert running.round.phase == RoundPhase.AGGREGATING
+
+
+# --- pauses and retries -----------------------------------------------------------------------
+
+
+def test_what_arrives_in_a_pause_is_looked_at_after_it() -> None:
+    running = scene("ada", "mallory", max_update_norm=10.0)
+    running.send("ada", 1.0)
+    training_pause(training=running.now, user=running.actor)
+    running.work()
+    running.send("mallory", 1_000.0)
+    assert states(running) == {"ada": "received", "mallory": "received"}
+
+    TrainerEvent.objects.update(lease_until=None)  # the worker looks again at once
+    training_resume(training=running.now, user=running.actor)
+    close(running)
+
+    assert states(running) == {"ada": "accepted", "mallory": "quarantined"}
+
+
+def test_a_look_that_was_given_up_is_taken_again_by_a_retry() -> None:
+    running = scene("ada", max_update_norm=10.0)
+    running.send("ada", 1.0)
+    event_give_up(event=TrainerEvent.objects.get(), reason="WORKER_LOST: for a test")
+    assert running.now.state == TrainingState.ERROR
+
+    training_retry(training=running.now, user=running.actor)
+    close(running)
+    running.work()
+
+    assert np.allclose(running.current()["layer.bias"], 1.0)
 
 
 # --- updates that need no look ----------------------------------------------------------------
