@@ -15,10 +15,10 @@ PROGRAMS := $(wildcard tests/api/test_inference_*.py tests/api/test_torch_*.py) 
   tests/api/test_model_statistics.py
 # Pages for people, forms, and what strategies compute: the same on every database.
 ONCE := tests/api/test_admin.py tests/api/test_errors.py tests/api/test_update_forms.py \
-  tests/api/test_strategy_vectors.py tests/ai/test_strategies_rounds.py tests/ai/test_plugins.py
+  tests/api/test_strategy_vectors.py tests/ai/test_strategies_rounds.py tests/ai/test_plugins.py tests/api/test_plugin_trainings.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo serve check test test-sqlite test-postgres test-files test-system test-heavy test-faults fuzz bench docs fix clean
+.PHONY: help venv demo serve check test test-sqlite test-postgres test-files test-system test-heavy test-faults fuzz bench papers docs fix clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -85,6 +85,9 @@ bench: venv ## what the documentation claims about speed and memory
 	$(PY) benchmarks/rounds.py --server production
 	$(PY) benchmarks/upload.py
 	$(PY) benchmarks/containers.py
+
+papers: venv ## published results through a real server; PAPERS="P1 --data FOLDER" for some, and where the data lie
+	$(PY) -m benchmarks.papers $(PAPERS)
 
 docs: venv ## HTML in docs/_build/html
 	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html

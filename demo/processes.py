@@ -75,8 +75,8 @@ class Federation:
                 process.kill()
                 process.wait()
 
-    def serve(self, password: str) -> None:
-        """Start `manage.py serve` on a free port and wait until it answers."""
+    def serve(self, password: str, patience: float = START_SECONDS) -> None:
+        """Start `manage.py serve` on a free port and wait until it answers, at most `patience` seconds."""
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         environment = {
@@ -95,7 +95,7 @@ class Federation:
                 stdout=log,
                 stderr=log,
             )
-        give_up = time.monotonic() + START_SECONDS
+        give_up = time.monotonic() + patience
         while not self._answers():
             if self.server.poll() is not None or time.monotonic() > give_up:
                 raise DemoFailed(f"the server did not start; see {self.folder / 'server.log'}")

@@ -72,23 +72,16 @@ def settings_page() -> str:
 
 def options_table(schema: dict[str, Any]) -> str:
     """The properties of an options dataclass's JSON schema."""
-    limits = {
-        "minimum": "≥ ",
-        "exclusiveMinimum": "> ",
-        "maximum": "≤ ",
-        "exclusiveMaximum": "< ",
-    }
+    from fl_server_ai.aggregation.options import limits_text
+
     rows = []
     for name, entry in schema["properties"].items():
         kind = entry["type"] if isinstance(entry["type"], str) else " or ".join(entry["type"])
-        found = [f"{words}{entry[key]}" for key, words in limits.items() if key in entry]
-        if "enum" in entry:
-            found.append(" or ".join(map(str, entry["enum"])))
         default = json.dumps(entry["default"]) if "default" in entry else "required"
         rows.append(
             (
                 code(name),
-                ", ".join([kind, *found]),
+                ", ".join([kind, *limits_text(entry)]),
                 code(default),
                 entry.get("description", ""),
             )
@@ -99,9 +92,9 @@ def options_table(schema: dict[str, Any]) -> str:
 def strategies_page() -> str:
     """Every registered aggregation strategy."""
     from fl_server_ai.aggregation import STRATEGIES
-    from fl_server_ai.aggregation.options import schema
+    from fl_server_ai.services.training_options import strategy_schema
 
-    return registered_page(STRATEGIES, schema)
+    return registered_page(STRATEGIES, strategy_schema)
 
 
 def uncertainty_page() -> str:
@@ -109,20 +102,27 @@ def uncertainty_page() -> str:
     from fl_server_ai.uncertainty import UNCERTAINTY
     from fl_server_ai.uncertainty.options import schema
 
-    return registered_page(UNCERTAINTY, schema)
+    return registered_page(UNCERTAINTY, lambda name: schema(UNCERTAINTY[name].Options))
 
 
-def registered_page(registry: "Registry[Any]", schema: Callable[[type[Any]], Any]) -> str:
+def registered_page(registry: "Registry[Any]", schema: Callable[[str], Any]) -> str:
     """A section for each class: what its module and it say, and its options."""
     parts = []
     for name in registry:
         kind = registry[name]
         module = sys.modules[kind.__module__]
         parts.append(
-            f"## {name}\n\n{inspect.getdoc(module)}\n\n{inspect.getdoc(kind)}\n\n"
-            f"{options_table(schema(kind.Options))}"
+            f"## {name}\n\n{inspect.getdoc(module)}\n\n{inspect.getdoc(kind)}\n\n{paper(kind)}"
+            f"{options_table(schema(name))}"
         )
     return "\n".join(parts)
+
+
+def paper(kind: type[Any]) -> str:
+    """A line with the link to the paper that a strategy follows."""
+    given = getattr(kind, "paper", "")
+    url = given if given.startswith("https://") else f"https://arxiv.org/abs/{given}"
+    return f"Paper: <{url}>\n\n" if given else ""
 
 
 def preprocessing_page() -> str:

@@ -44,6 +44,7 @@ def run(
     stop: threading.Event | None = None,
     on_event: OnEvent | None = None,
     report_errors: ReportErrors = "type",
+    pack: bool = False,
 ) -> dict[str, Any] | None:
     """Take part until all trainings of this account have ended; return the final model's fields.
 
@@ -56,6 +57,9 @@ def run(
     `report_errors` says what leaves this site when `fit` or `evaluate` raises: "type" only the name of
     the exception's class, "text" its message as well, "traceback" also files, lines and functions.
     Messages quote what they complain about: records, paths, hosts. The log here has everything.
+
+    With `pack`, updates below 16 MiB are packed on their way (zstd if both have it, else gzip) where that makes
+    them smaller: sparse and quantised ones, see `fl_client.encodings`. Larger ones go in pieces, as they are.
 
     It says who it is, what it waits for and what it does with INFO lines of the logger "fl.client", on
     stderr unless the program has configured logging.
@@ -70,7 +74,7 @@ def run(
         raise ValueError(f"report_errors is one of {get_args(ReportErrors)}, not {report_errors!r}")
     _be_heard()
     stop = stop or threading.Event()
-    transport = Transport(url, token=token, ca=ca, attempts=3, stop=stop)
+    transport = Transport(url, token=token, ca=ca, attempts=3, stop=stop, pack=pack)
     try:
         folder = Path(workdir) if workdir is not None else _home(transport, token)
         worker = Worker(client, transport, Journal(folder), report_errors)

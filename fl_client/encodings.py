@@ -1,10 +1,10 @@
-"""Smaller updates: deltas, half precision, int8, QSGD, top-k with error feedback; as the server reads them.
+"""Smaller updates: deltas, half precision, int8, QSGD, top-k, with error feedback; as the server reads them.
 
 Each function gives `Encoded`; return `FitResult(**encoded.fields, num_examples=...)` from `Client.fit`. Arrays are
 NumPy's; what is not floating goes as it is (in a delta: as a difference, which the server adds).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,47 @@ def qsgd(encoded: Encoded, levels: int, rng: "np.random.Generator") -> Encoded:
         coded[name] = (np.sign(value) * np.minimum(level, levels)).astype(kind)
         coded[f"extra.enc.norm.{name}"] = np.array(length)
     return Encoded(coded, {**encoded.metadata, "encoding": "qsgd", "levels": str(levels)})
+
+
+def feedback(
+    change: Encoded, encode: Callable[[Encoded], Encoded], context: Context, key: str = "feedback"
+) -> Encoded:
+    """`encode` a delta, with what earlier rounds' encoding lost added first; what is lost now goes to the next round.
+
+    For `fp16`, `int8` and `qsgd`: `feedback(delta(start, end), int8, context)`. Stich et al. 2018, arXiv:1809.07599,
+    and Karimireddy et al. 2019, arXiv:1901.09847. The rest is kept on disk as `topk` keeps it, under `key`.
+
+    ValueError for QSGD with fewer levels than the square root of a tensor's size: its errors are larger than what it
+    encodes, and would grow from round to round. It is right on average without this.
+    """
+    memory = Memory(context, key)
+    rest = memory.load()
+    whole = {
+        name: value + rest[name] if name in rest else value
+        for name, value in change.weights.items()
+    }
+    coded = encode(Encoded(whole, change.metadata))
+    floats = [name for name, value in whole.items() if value.dtype.kind == "f"]
+    widest = max((whole[name].size for name in floats), default=0)
+    if coded.metadata.get("encoding") == "qsgd" and int(coded.metadata["levels"]) ** 2 <= widest:
+        raise ValueError(f"qsgd with feedback needs more than {int(widest**0.5)} levels here")
+    memory.save({name: whole[name] - _decoded(coded, name, whole[name].dtype) for name in floats})
+    return coded
+
+
+def _decoded(coded: Encoded, name: str, dtype: "np.dtype[Any]") -> "Array":
+    """What the server makes of a tensor."""
+    import numpy as np
+
+    value, encoding = coded.weights[name].astype(np.float64), coded.metadata.get("encoding")
+    if encoding == "int8":
+        zero, scale = (coded.weights[f"extra.enc.{key}.{name}"] for key in ("zero", "scale"))
+        value = (value - float(zero)) * float(scale)
+    if encoding == "qsgd":
+        value = value * float(coded.weights[f"extra.enc.norm.{name}"])
+        value = value / int(coded.metadata["levels"])
+    made: Array = value.astype(dtype)
+    return made
 
 
 def topk(start: "Arrays", end: "Arrays", k: int, context: Context) -> Encoded:

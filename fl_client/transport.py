@@ -17,6 +17,7 @@ import httpx
 
 from fl_client.address import Address, speaks_tls, trust
 from fl_client.errors import ConnectionFailed, FLError, error_for
+from fl_client.packing import WORTH, packer
 
 log = logging.getLogger("fl.client")
 
@@ -40,7 +41,8 @@ def backoff(attempt: int, first: float = 0.5, cap: float = 30.0) -> float:
 class Transport:
     """Shared by everything that talks to one server; safe to use from several threads.
 
-    `stop` cuts waits short: a request that would be tried again then raises its last error.
+    `stop` cuts waits short: a request that would be tried again then raises its last error. `pack`: forms with
+    files travel packed where the server reads that and it makes them smaller.
     """
 
     def __init__(
@@ -53,10 +55,13 @@ class Transport:
         ca: str | Path | None = None,
         attempts: int = 5,
         stop: threading.Event | None = None,
+        pack: bool = False,
     ) -> None:
         self.address = Address(url)
         self.attempts = attempts
         self.stop = stop or threading.Event()
+        self._pack = pack
+        self._offered = ""  # codings that the server reads, as it said last
         self._authorization: str | None = None
         if token is not None:
             self._authorization = f"Token {token}"
@@ -123,6 +128,8 @@ class Transport:
                     headers=headers,
                     timeout=httpx.Timeout(read_timeout, connect=5.0, pool=None),
                 )
+                if self._pack and files and self.address.owns(request.url):
+                    request = self._packed(request)
                 with self._answer(request) as response:
                     response.read()
                     return _parsed(response)
@@ -190,10 +197,34 @@ class Transport:
                 request.headers.pop(name, None)
         return request
 
+    def _packed(self, request: httpx.Request) -> httpx.Request:
+        """The same request with a smaller body, if that can be had. All of it is in memory for a moment."""
+        found = packer(self._offered)
+        if found is None:
+            return request
+        coding, pack = found
+        body = request.read()
+        smaller = pack(body)
+        if len(smaller) > WORTH * len(body):
+            return request
+        headers = httpx.Headers(request.headers)
+        for name in ("Content-Length", "Transfer-Encoding"):
+            headers.pop(name, None)
+        headers["Content-Encoding"] = coding
+        return httpx.Request(
+            request.method,
+            request.url,
+            headers=headers,
+            content=smaller,
+            extensions=request.extensions,
+        )
+
     @contextlib.contextmanager
     def _answer(self, request: httpx.Request) -> Iterator[httpx.Response]:
         try:
             response = self._http.send(request, stream=True)
+            if self.address.owns(request.url):
+                self._offered = response.headers.get("Accept-Encoding", "")
             try:
                 if not response.is_success:
                     response.read()

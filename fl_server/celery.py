@@ -5,7 +5,7 @@ import logging
 import os
 
 from celery import Celery
-from celery.signals import setup_logging, worker_process_init
+from celery.signals import celeryd_init, setup_logging, worker_process_init
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "fl_server.settings.production")  # noqa: TID251
 app = Celery("fl_server")
@@ -22,6 +22,18 @@ WARM = {
 @setup_logging.connect
 def _keep_logging(**_: object) -> None:
     """Django has set it up; connecting this keeps Celery from doing it again."""
+
+
+@celeryd_init.connect
+def _refuse(**_: object) -> None:
+    """Celery runs Django's checks and forgets what they say."""
+    import django
+
+    django.setup()
+    from fl_server_ai.checks import plugin_faults
+
+    if faults := plugin_faults():
+        raise SystemExit("broken plug-ins; the worker does not start\n" + "\n".join(faults))
 
 
 @worker_process_init.connect

@@ -8,6 +8,7 @@ DRAINED = 8 * 2**20
 def drain(request: HttpRequest) -> None:
     """Read and forget up to 8 MB of the body that nobody wants; more than that is cut off."""
     stream = getattr(request, "_stream", None)
+    stream = getattr(stream, "raw", stream)  # what travels, also where it can't be unpacked
     left = DRAINED
     try:
         while stream is not None and left > 0:

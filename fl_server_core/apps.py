@@ -1,6 +1,8 @@
 from django.apps import AppConfig
+from django.conf import settings
 
 from fl_server_core.killpoints import refuse_in_production
+from fl_server_core.plugins import use_folder
 
 
 class CoreConfig(AppConfig):
@@ -10,3 +12,4 @@ class CoreConfig(AppConfig):
 
     def ready(self) -> None:
         refuse_in_production()
+        use_folder(settings.FL_PLUGIN_DIR)

@@ -203,6 +203,15 @@ FILE_UPLOAD_HANDLERS = ["fl_server_api.uploads.StagingUploadHandler"]
 DATA_UPLOAD_MAX_MEMORY_SIZE = 4 * 2**20
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 5_000
 
+# --- plug-ins ---------------------------------------------------------------------------------
+
+_PLUGINS = env(
+    "FL_PLUGIN_DIR",
+    None,
+    "Folder of plug-ins: each `*.py` file in it is run as part of the server, in web and workers alike.",
+)
+FL_PLUGIN_DIR = Path(_PLUGINS).resolve() if _PLUGINS else None
+
 # --- work -------------------------------------------------------------------------------------
 
 FL_EXECUTOR = "celery"  # "embedded" in `manage.py serve`, "none" in unit tests

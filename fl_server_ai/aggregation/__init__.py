@@ -5,6 +5,7 @@ Start reading here. No strategy sees a whole model or knows about files, threads
 - `strategies/`   one file a strategy; add yours there, with `@STRATEGIES.register("Name")`
 - `strategy.py`   the one interface they share, and the weights most of them use
 - `options.py`    options in: a frozen dataclass, checked, with its JSON schema
+- `fitness.py`    whether a plug-in's class can be a strategy at all
 - `engine.py`     `aggregate`: files in, one file out; chooses among the parts below
 - `step.py`       the pass that writes the result, block by block
 - `fold.py`       weighted mean of float blocks, in float64
@@ -32,6 +33,7 @@ the web process imports them. Strategies calculate with the methods of the tenso
 
 from typing import Any
 
+from fl_server_ai.aggregation.fitness import check_fit
 from fl_server_ai.aggregation.strategy import (
     Extra,
     Refused,
@@ -43,7 +45,9 @@ from fl_server_ai.aggregation.strategy import (
 )
 from fl_server_core.registry import Registry
 
-STRATEGIES: Registry[Strategy[Any]] = Registry("fl_server_ai.aggregation.strategies")
+STRATEGIES: Registry[Strategy[Any]] = Registry(
+    "fl_server_ai.aggregation.strategies", verify=check_fit
+)
 
 
 __all__ = [

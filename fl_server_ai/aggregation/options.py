@@ -120,6 +120,13 @@ def schema(cls: type[Any]) -> dict[str, Any]:
     return result | ({"required": required} if required else {})
 
 
+def limits_text(entry: Mapping[str, Any]) -> list[str]:
+    """What one property of a schema allows, in words."""
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    found = [f"{sign} {entry[key]}" for key, sign in signs.items() if key in entry]
+    return found + ([" or ".join(map(str, entry["enum"]))] if "enum" in entry else [])
+
+
 def _fields(cls: type[Any]) -> Iterator[tuple[Field[Any], Any]]:
     hints = get_type_hints(cls)
     for field in fields(cls):

@@ -8,6 +8,7 @@ from datetime import timedelta
 from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
+from fl_server_ai.aggregation import STRATEGIES
 from fl_server_ai.dispatch import dispatch_event, dispatch_inference, dispatch_notifications
 from fl_server_ai.services.quarantine import quarantine_sweep
 from fl_server_ai.services.rounds import RUNNING, round_advance, training_fail
@@ -118,6 +119,7 @@ def _deadlines() -> int:
             Q(deadline__lte=timezone.now()) | unasked,
             phase__in=[*OPEN_PHASES, RoundPhase.SWAG, RoundPhase.TESTING],
             training__state__in=RUNNING,
+            training__aggregation_method__in=list(STRATEGIES),  # else it waits for its plug-in
         ).values_list("training_id", flat=True)
     )
     for training_id in overdue:

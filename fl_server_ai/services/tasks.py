@@ -10,6 +10,7 @@ from django.db import connection
 from django.db.models import F, Q
 from django.utils import timezone
 
+from fl_server_ai.aggregation import STRATEGIES
 from fl_server_ai.notifications import wakeups
 from fl_server_ai.services.places import place
 from fl_server_ai.services.rounds import round_advance
@@ -56,6 +57,9 @@ def task_next(*, user: User) -> dict[str, Any]:
     task = (
         tasks_visible_to(user)
         .filter(ASKING, _due(), state=TaskState.OPEN, round__training__state__in=RUNNING)
+        .filter(
+            round__training__aggregation_method__in=list(STRATEGIES)
+        )  # else it waits for its plug-in
         .order_by("created_at", "id")
         .first()
     )

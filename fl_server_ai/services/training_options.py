@@ -6,14 +6,14 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, NoReturn
 
 from fl_server_ai.aggregation import STRATEGIES, Strategy
-from fl_server_ai.aggregation.options import parse_options
+from fl_server_ai.aggregation.options import parse_options, schema
 from fl_server_ai.containers import Manifest
 from fl_server_ai.received.names import check_model_names
 from fl_server_ai.received.wanted import Patterns, Wanted
 from fl_server_ai.uncertainty import UNCERTAINTY
 from fl_server_ai.uncertainty.options import parse_options as parse_uncertainty
-from fl_server_core.exceptions import Invalid
-from fl_server_core.models import Training
+from fl_server_core.exceptions import Invalid, Unavailable
+from fl_server_core.models import GlobalModel, Training
 from fl_server_core.models.trainings import UncertaintyMethod
 from fl_server_core.services.round_policy import RoundPolicy, policy_faults
 
@@ -82,6 +82,15 @@ class TrainerOptions(RoundPolicy):
             "(the paper's K, 20 there); 0: none, draws are diagonal. Each is as large as the model.",
             "ge": 0,
             "le": 100,
+        },
+    )
+    reset_state: str = field(
+        default="session",
+        metadata={
+            "choices": ("never", "session"),
+            "doc": "Of strategies that remember something from round to round (moments, control variates): when "
+            "a training starts from a model that the same strategy has trained before, go on with what it "
+            "remembers, or forget it. Pauses, retries and restarts belong to the same session.",
         },
     )
     include: list[str] = field(
@@ -163,6 +172,12 @@ def options_validate(
         )
     uncertainty_options(uncertainty_method, options)
     trainer, strategy, _ = _split(aggregation_method, options)
+    if "reset_state" in options and not remembers(strategy):
+        raise _fault(
+            "reset_state",
+            f"{aggregation_method} remembers nothing from round to round with these options",
+            "unknown",
+        )
     _check_chaining(aggregation_method, options, trainer)
     whole = strategy.takes == "weights" and not strategy.needs_steps and not strategy.extras()
     if trainer.daisy_chain_period and not whole:
@@ -192,6 +207,41 @@ def options_validate(
     _check_checking(aggregation_method, strategy, trainer)
 
 
+def strategy_kind(name: str) -> type[Strategy[Any]]:
+    """The strategy that a training names; `Unavailable` if its plug-in was taken away meanwhile."""
+    if name not in STRATEGIES:
+        raise Unavailable(
+            f"the strategy {name!r} is not installed on this server; put its plug-in back and restart",
+            code="STRATEGY_MISSING",
+        )
+    return STRATEGIES[name]
+
+
+def remembers(strategy: Strategy[Any]) -> bool:
+    """Whether something is kept from round to round, with these options."""
+    return bool(strategy.state_blocks or strategy.state_dict())
+
+
+def strategy_schema(name: str) -> dict[str, Any]:
+    """JSON schema of a strategy's options; with `reset_state`, where it may remember something."""
+    kind = strategy_kind(name)
+    described = schema(kind.Options)
+    if kind.state_blocks or kind.state_dict is not Strategy.state_dict:
+        shared = schema(TrainerOptions)["properties"]["reset_state"]
+        described["properties"] |= {"reset_state": shared}
+    return described
+
+
+def check_reset(model: GlobalModel, aggregation_method: str, options: Mapping[str, Any]) -> None:
+    """Refuse to keep what another strategy remembers."""
+    made_by = model.weights.strategy
+    if options.get("reset_state") == "never" and made_by not in ("", aggregation_method):
+        raise _fault(
+            "reset_state",
+            f"the model was trained with {made_by}, whose state {aggregation_method} can't go on with",
+        )
+
+
 def _check_chaining(method: str, given: Mapping[str, Any], options: TrainerOptions) -> None:
     every = options.aggregation_every
     wrong = ""
@@ -217,7 +267,7 @@ def _check_fewest(method: str, strategy: Strategy[Any], options: TrainerOptions)
 
 
 def _check_mode(method: str, options: TrainerOptions, uncertainty_method: str) -> None:
-    meant = STRATEGIES[method].mode
+    meant = strategy_kind(method).mode
     if (meant == "async") != (options.mode == "async") or (
         meant == "buffered" and options.mode != "buffered"
     ):
@@ -280,11 +330,11 @@ def effective_policy(training: Training) -> RoundPolicy:
     return replace(options, min_updates=max(options.min_updates, strategy.fewest()))
 
 
-def _fault(option: str, said: str) -> Invalid:
+def _fault(option: str, said: str, code: str = "range") -> Invalid:
     return Invalid(
         f"/options/{option}: {said}",
         code="BAD_OPTION",
-        errors=[{"pointer": f"/options/{option}", "code": "range", "detail": said}],
+        errors=[{"pointer": f"/options/{option}", "code": code, "detail": said}],
     )
 
 
@@ -304,7 +354,7 @@ def _split(
     rest.pop("uncertainty", None)  # checked once, for the training's method
     rest = {**rest, **_swag_rounds(rest)}
     own = {name: rest.pop(name) for name in list(rest) if name in TRAINER_FIELDS}
-    kind = STRATEGIES[aggregation_method]
+    kind = strategy_kind(aggregation_method)
     trainer = parse_options(TrainerOptions, own)
     if trainer.mode is None:
         trainer = replace(trainer, mode=kind.mode)

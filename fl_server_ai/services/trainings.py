@@ -12,6 +12,7 @@ from fl_server_ai.dispatch import dispatch_notifications
 from fl_server_ai.notifications import wakeups
 from fl_server_ai.services.rounds import round_advance
 from fl_server_ai.services.training_options import (
+    check_reset,
     check_wanted,
     effective_policy,
     options_validate,
@@ -60,6 +61,7 @@ def training_create(
         options=options,
         uncertainty_method=uncertainty_method,
     )
+    check_reset(model, aggregation_method, options)
     target_num_updates *= max(1, int(options.get("daisy_chain_period") or 0))  # local rounds
     if target_num_updates > MAX_ROUNDS:
         raise Invalid(f"a training has at most {MAX_ROUNDS:,} rounds", code="TOO_MANY_ROUNDS")
@@ -83,7 +85,7 @@ def training_create(
 def training_notices(training: Training) -> list[str]:
     """What researchers and sites should know before a training starts."""
     notices = []
-    if trainer_options(training).daisy_chain_period:
+    if training.options.get("daisy_chain_period"):
         notices.append(
             "Daisy chaining: the model that a site has trained on its own data goes to another site as "
             "it is, before it is averaged. A site may refuse."
@@ -116,6 +118,9 @@ def training_start(*, training: Training, user: User) -> None:
             state=training.state,
         )
     _check_reachable(training, participants)
+    check_reset(training.model, training.aggregation_method, training.options)
+    if trainer_options(training).reset_state == "session":
+        trainings.state_forget(training)
     move(training, TrainingState.ONGOING, started_at=timezone.now(), last_update=timezone.now())
     notifications_queue(
         training=training, type=NotificationType.TRAINING_START, receivers=participants

@@ -1,5 +1,6 @@
 """What a training's page shows of the present: who is missing, how the metrics go, the last rounds."""
 
+import json
 from collections import defaultdict
 from typing import Any
 
@@ -8,8 +9,11 @@ from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
+from fl_server_ai.aggregation.options import limits_text
+from fl_server_ai.services.training_options import strategy_schema
 from fl_server_api.admin.base import bytes_text, list_link, row_link
 from fl_server_api.admin.html import sparkline, table
+from fl_server_core.exceptions import Unavailable
 from fl_server_core.lifecycle import RoundPhase, TaskKind, TaskState
 from fl_server_core.models import (
     LocalModel,
@@ -114,6 +118,24 @@ def _part(task: Task | None) -> str | SafeString:
         fetched = "at work" if task.fetched_at else "task not fetched"
         return format_html("<strong>{}</strong> ({})", row_link(task, MISSING), fetched)
     return format_html("{}: {}", row_link(task, task.state), task.failure[:200] or "-")
+
+
+def method_options(training: Training) -> str | SafeString:
+    """What the training's `options` may say of its strategy, beside what every training has."""
+    try:
+        described = strategy_schema(training.aggregation_method)["properties"]
+    except Unavailable as error:
+        return error.detail
+    rows = (
+        (name, _kind(entry), json.dumps(entry.get("default")), entry.get("description", ""))
+        for name, entry in described.items()
+    )
+    return table(("option", "type", "default", "meaning"), rows) if described else "none"
+
+
+def _kind(entry: dict[str, Any]) -> str:
+    kinds = [entry["type"]] if isinstance(entry["type"], str) else entry["type"]
+    return ", ".join([" or ".join(kinds), *limits_text(entry)])
 
 
 def curves(training: Training) -> str | SafeString:

@@ -78,6 +78,7 @@ class TrainingAdmin(DeletedByService[Training]):
                 "fields": (
                     "target_num_updates",
                     "options",
+                    "described",
                     "aggregation_method",
                     "uncertainty_method",
                     "metric_names",
@@ -221,6 +222,10 @@ class TrainingAdmin(DeletedByService[Training]):
     @admin.display(description="mean over the testers")
     def curves(self, training: Training) -> Any:
         return overview.curves(training)
+
+    @admin.display(description="options of the method")
+    def described(self, training: Training) -> Any:
+        return overview.method_options(training)
 
     @admin.display(description="last rounds")
     def past(self, training: Training) -> Any:

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from rest_framework.request import Request
+from rest_framework.response import Response
 from rest_framework.serializers import Serializer
 from rest_framework.views import APIView
 
-from fl_server_api.compression import unpack
+from fl_server_api.compression import ACCEPTED, unpack
 from fl_server_api.errors import UpgradeRequired
 from fl_server_api.parsers import FormParser, MultiPartParser, StrictJSONParser
 from fl_server_api.serializers.common import ErrorOutput
@@ -35,6 +36,13 @@ class View(APIView):
         if rate is not None:
             rate.count(request)
         refuse_large(request)
+
+    def finalize_response(
+        self, request: Request, response: Any, *args: Any, **kwargs: Any
+    ) -> Response:
+        answer = super().finalize_response(request, response, *args, **kwargs)
+        answer.headers.setdefault("Accept-Encoding", ACCEPTED)  # RFC 7694: of requests
+        return answer
 
 
 def parsed(kind: type[Serializer[Any]], request: Request) -> dict[str, Any]:

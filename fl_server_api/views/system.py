@@ -1,6 +1,5 @@
 """What the server offers, and whether it is well."""
 
-from dataclasses import MISSING, fields
 from typing import Any
 
 from django.db import DatabaseError, connection
@@ -13,7 +12,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from fl_server_ai.aggregation import STRATEGIES
-from fl_server_ai.aggregation.options import schema
+from fl_server_ai.services.training_options import strategy_schema
 from fl_server_api.serializers.trainings import StrategyOutput
 from fl_server_api.views.base import View, answers
 from fl_server_core.storage import staging_path
@@ -62,17 +61,22 @@ class AggregatorsView(View):
 
 def _described(name: str) -> dict[str, Any]:
     kind = STRATEGIES[name]
+    described = strategy_schema(name)
     return {
         "name": name,
         "paper": kind.paper,
-        "options_schema": schema(kind.Options),
+        "options_schema": described,
         "takes": kind.takes,
         "needs_num_steps": kind.needs_steps,
         "extras": [
             {"name": extra.name, "per_tensor": extra.per_tensor, "required": extra.required}
             for extra in kind().extras()
         ],
-        "defaults": {f.name: f.default for f in fields(kind.Options) if f.default is not MISSING},
+        "defaults": {
+            option: entry["default"]
+            for option, entry in described["properties"].items()
+            if "default" in entry
+        },
     }
 
 

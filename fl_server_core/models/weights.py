@@ -147,7 +147,8 @@ class ModelVersion(models.Model):
         Blob, on_delete=models.PROTECT, null=True, blank=True, related_name="shared_by"
     )
     scalars = models.JSONField(default=dict, blank=True)
-    strategy = models.CharField(max_length=64, blank=True)  # empty: uploaded, not aggregated
+    # Empty: uploaded, not aggregated. A copy has that of its original, and its state until a training forgets it.
+    strategy = models.CharField(max_length=64, blank=True)
     num_updates = models.PositiveIntegerField(default=0)
     total_examples = models.BigIntegerField(default=0)
     created_at = models.DateTimeField(auto_now_add=True)

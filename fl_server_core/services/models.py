@@ -49,7 +49,10 @@ def model_create(
 
 @transaction.atomic
 def model_clone(*, model: GlobalModel, owner: User) -> GlobalModel:
-    """A new model with the same current weights (the same stored bytes), at round 0 and without history."""
+    """A new model with the same current weights (the same stored bytes), at round 0 and without history.
+
+    What the strategy remembers of these weights comes along; a training says at its start whether it is wanted.
+    """
     version = model.weights
     copy = GlobalModel.objects.create(
         owner=owner,
@@ -72,7 +75,14 @@ def _first_version(
     model: GlobalModel, blob: Blob, parent: ModelVersion | None = None
 ) -> GlobalModel:
     model.current_version = ModelVersion.objects.create(
-        model=model, number=model.round, blob=blob, parent=parent
+        model=model,
+        number=model.round,
+        blob=blob,
+        parent=parent,
+        strategy=parent.strategy if parent else "",
+        strategy_state=parent.strategy_state if parent else None,
+        shared=parent.shared if parent else None,
+        scalars=parent.scalars if parent else {},
     )
     model.save(update_fields=["current_version"])
     return model

@@ -12,7 +12,15 @@ from django.utils import timezone
 from fl_server_core.exceptions import Conflict, Invalid, NotPermitted
 from fl_server_core.killpoints import committing
 from fl_server_core.lifecycle import TERMINAL_TRAINING_STATES, TaskState, TrainingState, move
-from fl_server_core.models import GlobalModel, MeanMember, Participant, Task, Training, User
+from fl_server_core.models import (
+    GlobalModel,
+    MeanMember,
+    ModelVersion,
+    Participant,
+    Task,
+    Training,
+    User,
+)
 from fl_server_core.models.notifications import NotificationType
 from fl_server_core.models.trainings import UncertaintyMethod
 from fl_server_core.services.blobs import blobs_doom_unreferenced
@@ -74,6 +82,14 @@ def training_create(
     )
     training_add_clients(training=training, user=actor, clients=clients)
     return training
+
+
+def state_forget(training: Training) -> None:
+    """A training that begins anew: what a strategy remembers of the model's weights is dropped. Locked by the caller."""
+    ModelVersion.objects.filter(pk=training.model.weights.pk).update(
+        strategy="", strategy_state=None, shared=None, scalars={}
+    )
+    training.model.weights.refresh_from_db()
 
 
 def may_steer(training: Training, user: User) -> None:

@@ -1,7 +1,6 @@
 """Weight files for the tests of strategies, and rounds of aggregations over them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from fl_server_ai.aggregation import STRATEGIES, RoundFacts, Strategy, UpdateMeta
+from fl_server_ai.aggregation import STRATEGIES, UpdateMeta
 from fl_server_ai.aggregation.engine import UpdateFile, aggregate
-from fl_server_ai.aggregation.flat import float_runs
 from fl_server_ai.aggregation.options import parse_options
-from fl_server_ai.containers import read_manifest
-from fl_server_ai.containers.writing import write_canonical
 
 Array = np.ndarray[Any, Any]
 
@@ -62,32 +58,6 @@ class Lab:
         self.state = state if state.exists() else None
         result: Array = load_file(out)["w"].double().numpy()
         return result
-
-
-def furnished(
-    strategy: Strategy[Any], updates: Sequence[UpdateFile], folder: Path
-) -> list[UpdateFile]:
-    """The updates with steps and neutral extras: what the strategy wants of its clients."""
-    strategy.facts = RoundFacts(actor=min(file.meta.participant for file in updates))
-    wanted = [extra for extra in strategy.extras() if extra.required]
-    names = [extra.name for extra in wanted if extra.per_tensor]
-    numbers = {extra.name: 1.0 for extra in wanted if not extra.per_tensor}
-    beside = None
-    if names:
-        runs = float_runs(read_manifest(updates[0].path).tensors)
-        beside = folder / "beside"
-        layout = [
-            (f"{name}.{index}", run.beside, (run.count,))
-            for name in names
-            for index, run in enumerate(runs)
-        ]
-        sizes = {name: shape[0] * (8 if dtype == "F64" else 4) for name, dtype, shape in layout}
-        beside.unlink(missing_ok=True)
-        write_canonical(beside, layout, lambda name: [bytes(sizes[name])])
-    return [
-        replace(file, meta=replace(file.meta, num_steps=3, extras=numbers), extras=beside)
-        for file in updates
-    ]
 
 
 def as_tensor(vector: Any) -> torch.Tensor:

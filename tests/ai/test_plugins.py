@@ -1,122 +1,216 @@
-"""The promises that every registered strategy keeps."""
+"""Plug-ins from files and packages: found, checked, and left out one by one with a reason."""
 
-import json
-import re
+import logging
 import subprocess
 import sys
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
+from django.core.management import CommandError, call_command
 
-from fl_server_ai.aggregation import STRATEGIES, UpdateMeta
-from fl_server_ai.aggregation.engine import UpdateFile, aggregate
-from fl_server_ai.aggregation.options import parse_options, schema
-from fl_server_core.exceptions import Invalid
-from tests.ai.strategy_files import furnished
+from fl_server_ai.aggregation import STRATEGIES
+from fl_server_ai.checks import plugin_faults, plugins_check
+from fl_server_core import plugins
+from fl_server_core.plugins import torch_line
 
-NAMES = list(STRATEGIES)
-N = 7
+OWN = list(STRATEGIES)
+GOOD = """
+from fl_server_ai.aggregation import STRATEGIES, Strategy
 
-
-def model(seed: int) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "w": torch.randn(50, 3, generator=generator),
-        "h": torch.randn(17, generator=generator).bfloat16(),
-        "count": torch.randint(0, 100, (4,), generator=generator),
-    }
+@STRATEGIES.register("Halfway")
+class Halfway(Strategy):
+    paper = "1602.05629"
+"""
+HEAD = """from dataclasses import dataclass, field
+from fl_server_ai.aggregation import STRATEGIES, Strategy, UpdateMeta
+"""
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> list[UpdateFile]:
-    updates = []
-    for index in range(N):
-        save_file(model(index), tmp_path / f"{index}")
-        updates.append(UpdateFile(tmp_path / f"{index}", UpdateMeta(str(index), index + 1)))
-    save_file(model(99), tmp_path / "base")
-    return updates
+def drop(tmp_path: Path, caplog) -> Iterator[Callable[[str, str], Path]]:
+    """Put a file into the plug-in folder; nothing of it is left afterwards."""
+    caplog.set_level(logging.CRITICAL, "fl.server")
+    plugins.use_folder(tmp_path)
+
+    def write(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        plugins.use_folder(tmp_path)
+        return path
+
+    yield write
+    plugins.use_folder(None)
+    for name in set(STRATEGIES) - set(OWN):
+        del STRATEGIES._items[name]
+    for name in [name for name in sys.modules if name.startswith(plugins.PREFIX)]:
+        del sys.modules[name]
 
 
-def run(name: str, updates: list[UpdateFile], folder: Path, threads: int = 2) -> bytes:
-    strategy = STRATEGIES[name]()
-    aggregate(
-        base=folder / "base",
-        updates=furnished(strategy, updates, folder),
-        out=folder / "out",
-        strategy=strategy,
-        state_out=folder / "state",
-        block=32,
-        threads=threads,
+def test_a_file_in_the_folder_is_there_by_name(drop) -> None:
+    drop("halfway.py", GOOD)
+
+    assert "Halfway" in STRATEGIES
+    assert plugin_faults() == []
+
+
+def test_other_files_are_left_alone(drop) -> None:
+    drop("_halfway.py", "1 / 0")
+    drop(".halfway.py", "1 / 0")
+    drop("halfway.txt", "1 / 0")
+
+    assert plugin_faults() == []
+
+
+BROKEN = {
+    "syntax": ("x = 1\ndef f(:\n", 2, "SyntaxError"),
+    "an exception": ("\n\n1 / 0\n", 3, "ZeroDivisionError: division by zero"),
+    "the exit": ("import sys\nsys.exit(3)\n", 2, "SystemExit: 3"),
+    "torch": ("import os\n\nimport torch.nn\n", 3, "imports torch, which the web process"),
+    "torch in a branch": ("try:\n    from torch import Tensor\nfinally: pass\n", 2, "TYPE_CHECKING"),
+    "a name of ours": (HEAD + "@STRATEGIES.register('FedAvg')\nclass A(Strategy): ...\n", 3,
+                       "'FedAvg' is already registered by fl_server_ai.aggregation.strategies.fed_avg"),
+    "no strategy": (HEAD + "@STRATEGIES.register('A')\nclass A: ...\n", 0, "no class below"),
+    "options that thaw": (
+        HEAD + "@dataclass\nclass O:\n    a: int = 1\n"
+        "@STRATEGIES.register('A')\nclass A(Strategy):\n    Options = O\n", 0,
+        "A.Options is no frozen dataclass",
+    ),
+    "options of strange types": (
+        HEAD + "@dataclass(frozen=True)\nclass O:\n    a: complex = 1j\n"
+        "@STRATEGIES.register('A')\nclass A(Strategy):\n    Options = O\n", 0,
+        "A can't be described or made with defaults: KeyError",
+    ),
+    "options without default": (
+        HEAD + "@dataclass(frozen=True)\nclass O:\n    a: int\n"
+        "@STRATEGIES.register('A')\nclass A(Strategy):\n    Options = O\n", 0,
+        "A: the option 'a' needs a default",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_file_is_left_out_with_file_line_and_reason(drop, what: str) -> None:
+    text, line, said = BROKEN[what]
+    path = drop("broken.py", text)
+    drop("halfway.py", GOOD)
+
+    faults = plugin_faults()
+
+    assert len(faults) == 1
+    assert faults[0].startswith(f"{path}:{line}: " if line else f"{path}: ")
+    assert said in faults[0]
+    assert sorted(STRATEGIES) == sorted([*OWN, "Halfway"])
+
+
+def test_of_a_file_that_breaks_half_way_nothing_is_left(drop) -> None:
+    drop("half.py", GOOD + "\n1 / 0\n")
+
+    assert len(plugin_faults()) == 1
+    assert "Halfway" not in STRATEGIES
+
+
+def test_of_two_files_with_one_name_the_second_is_left_out(drop) -> None:
+    drop("a.py", GOOD)
+    drop("b.py", GOOD)
+
+    (fault,) = plugin_faults()
+
+    assert "b.py" in fault
+    assert "'Halfway' is already registered by fl_plugins_a" in fault
+
+
+def test_an_option_that_every_training_has_is_refused(drop) -> None:
+    drop(
+        "hidden.py",
+        HEAD + "@dataclass(frozen=True)\nclass O:\n    include: int = 1\n"
+        "@STRATEGIES.register('A')\nclass A(Strategy):\n    Options = O\n",
     )
-    return (folder / "out").read_bytes()
+
+    assert plugin_faults() == [
+        "strategy A: its option 'include' is one that every training has; rename it"
+    ]
 
 
-def test_the_strategies_of_the_first_version_are_there() -> None:
-    assert {"FedAvg", "FedProx"} <= set(NAMES)
+def test_a_file_that_everybody_may_write_is_not_run(drop) -> None:
+    path = drop("halfway.py", GOOD)
+    path.chmod(0o666)
+
+    (fault,) = plugin_faults()
+
+    assert "everybody on this machine may write" in fault
+    assert "Halfway" not in STRATEGIES
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_order_of_arrival_does_not_matter(
-    name: str, files: list[UpdateFile], tmp_path: Path
-) -> None:
-    assert run(name, files, tmp_path) == run(name, files[::-1], tmp_path, threads=1)
+def test_a_folder_that_is_missing_is_said(tmp_path: Path, drop) -> None:
+    plugins.use_folder(tmp_path / "nowhere")
+
+    (fault,) = plugin_faults()
+
+    assert fault.startswith("FL_PLUGIN_DIR: ")
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if STRATEGIES[n].takes == "weights"])
-def test_clients_that_did_not_move_leave_the_model_as_it_is(
-    name: str, files: list[UpdateFile], tmp_path: Path
-) -> None:
-    still = [UpdateFile(tmp_path / "base", file.meta) for file in files]
+def test_the_system_check_stops_commands(drop) -> None:
+    drop("broken.py", "1 / 0\n")
 
-    assert run(name, still, tmp_path) == (tmp_path / "base").read_bytes()
+    (error,) = plugins_check()
 
-
-@pytest.mark.parametrize("name", NAMES)
-def test_bad_options_are_refused_by_pointer(name: str) -> None:
-    options = STRATEGIES[name].Options
-    bad = {"no_such_option": 1} | {field.name: object() for field in fields(options)}
-
-    with pytest.raises(Invalid) as refusal:
-        parse_options(options, bad)
-
-    pointers = {fault["pointer"] for fault in refusal.value.data["errors"]}
-    assert pointers == {f"/options/{key}" for key in bad}
+    assert error.id == "fl_server.E001"
+    with pytest.raises(CommandError, match=r"broken.py:1: ZeroDivisionError"):
+        call_command("check")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_schema_is_json_and_its_defaults_are_valid(name: str) -> None:
-    kind = STRATEGIES[name]
-
-    described = json.loads(json.dumps(schema(kind.Options)))
-
-    given = {
-        key: entry["default"]
-        for key, entry in described["properties"].items()
-        if "default" in entry
-    }
-    assert parse_options(kind.Options, given) == kind.Options(**given)
-    assert all("description" in entry for entry in described["properties"].values())
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_strategy_says_where_it_comes_from(name: str) -> None:
-    kind = STRATEGIES[name]
-
-    assert re.fullmatch(r"\d{4}\.\d{4,5}|https://\S+", kind.paper)
-    assert is_dataclass(kind.Options)
-    assert kind.Options.__dataclass_params__.frozen
-    assert json.loads(json.dumps(kind().client_config())) == kind().client_config()
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n", 0),
+        ("import typing\nif typing.TYPE_CHECKING:\n    import torch\nelse:\n    import torch\n", 5),
+        ("def f():\n    import torch\n", 0),
+        ("class A:\n    import torch.nn\n", 2),
+        ("import torchless\nfrom . import torch\n", 0),
+        ("import os, torch as t\n", 1),
+    ],
+)
+def test_imports_of_torch_are_found_where_they_count(source: str, line: int) -> None:
+    assert torch_line(source.encode(), "x.py") == line
 
 
-def test_fedprox_tells_its_clients_mu() -> None:
-    kind = STRATEGIES["FedProx"]
+PACKAGE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from fl_server_ai.aggregation import STRATEGIES
+from fl_server_core.plugins import faults
+print(*[fault for fault in faults()] if "Halfway" in STRATEGIES else faults(), sep="\\n")
+sys.exit("torch" in sys.modules and not faults())
+"""
 
-    assert kind(parse_options(kind.Options, {"mu": 1})).client_config() == {"mu": 1.0}
-    with pytest.raises(Invalid):
-        parse_options(kind.Options, {"mu": -0.1})
+
+def test_packages_are_found_by_entry_point_and_torch_is_noticed(tmp_path: Path) -> None:
+    """In a process without torch, as the web is."""
+    package = tmp_path / "halfway-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: halfway\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text(
+        "[fl_server_ai.aggregation.strategies]\nHalfway = halfway\nheavy = heavy\n"
+    )
+    (tmp_path / "halfway.py").write_text(GOOD)
+    (tmp_path / "torch").mkdir()  # stands for the real one, which takes seconds
+    (tmp_path / "torch" / "__init__.py").write_text("")
+    (tmp_path / "heavy.py").write_text("import torch\n" + GOOD.replace("Halfway", "Heavy"))
+
+    done = subprocess.run(
+        [sys.executable, "-c", PACKAGE, str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines() == [
+        "entry point heavy = heavy: something that it imports imports torch, which the web process "
+        "must not load; import that where it is used, inside a method"
+    ]
 
 
 def test_strategies_load_without_torch() -> None:
@@ -128,3 +222,11 @@ def test_strategies_load_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], check=False)
 
     assert done.returncode == 0
+
+
+def test_the_strategies_that_are_promised_are_there() -> None:
+    promised = """FedAvg FedAvgM FedAdagrad FedAdam FedYogi FedProx FedNova SCAFFOLD FedDyn qFedAvg FedDGGA
+        FedBuff FedAsync IIADMM ICEADMM FedMedian TrimmedMean Krum MultiKrum Bulyan GeometricMedian
+        NormClipping CenteredClipping FLTrust AdaptiveZeroing FedSGD FedPM FedDC"""
+
+    assert set(promised.split()) <= set(OWN)

@@ -1,5 +1,7 @@
 """Each strategy's published vector, through HTTP: created, uploaded to, aggregated, resumed from a kill."""
 
+import functools
+import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 from safetensors.numpy import load, save
 
+from fl_server_ai.aggregation import STRATEGIES
 from fl_server_ai.trainer.tasks import process_trainer_task
 from fl_server_core.models import ModelVersion, TrainerEvent, User
 from fl_server_core.services.events import event_claim
@@ -33,6 +36,9 @@ class Sent:
     steps: int | None = None
 
 
+LATER = Sent({})  # fetches the round's task, and answers it in a later round
+
+
 @dataclass
 class Case:
     """A vector: clients that send nothing in a round (None) give up. Copied from the shared test vectors."""
@@ -45,6 +51,7 @@ class Case:
     wrong: dict[str, Any] = field(default_factory=dict)
     atol: float = 1e-9
     scalars: dict[str, Any] | None = None
+    target: int = 0  # rounds asked for, if not as many as there are
 
 
 def vec(*values: float) -> Tensors:
@@ -80,6 +87,13 @@ SEVEN = [
 ]  # fmt: skip
 
 
+STALE = 0.6 * 2**-0.5  # alpha S(1)
+BUFFERED = [  # the third client trains on while the first two make a version
+    [*plain([[1.0, 0.0], [0.0, 2.0]]), LATER],
+    [Sent(vec(1.5, 1.0)), LATER, Sent(vec(-1.0, 1.0))],
+]
+
+
 def stepped(expected: Sequence[Sequence[float]]) -> list[list[Sent]]:
     """Rounds of the server optimizers: from each expected model on, two clients whose mean is the delta."""
     starts = [[1.0, -2.0, 0.5], *expected[:-1]]
@@ -87,6 +101,24 @@ def stepped(expected: Sequence[Sequence[float]]) -> list[list[Sent]]:
         plain([(np.array(x) + 4 * np.array(delta)).tolist(), x], [1, 3])
         for x, delta in zip(starts, DELTAS, strict=True)
     ]
+
+
+def bulyan(rows: Sequence[Sequence[float]], f: int) -> list[float]:
+    """The paper's algorithm, word for word."""
+    left = [np.array(row) for row in rows]
+    chosen = []
+    for _ in range(len(rows) - 2 * f):
+        nearest = max(1, len(left) - f - 2)
+        scores = [
+            sum(sorted(float(((a - b) ** 2).sum()) for j, b in enumerate(left) if j != i)[:nearest])
+            for i, a in enumerate(left)
+        ]
+        chosen.append(left.pop(scores.index(min(scores))))
+    made = []
+    for column in np.array(chosen).T:
+        near = sorted(column, key=lambda value: abs(value - np.median(column)))
+        made.append(float(np.mean(near[: len(chosen) - 2 * f])))
+    return made
 
 
 def optimizer(
@@ -132,6 +164,24 @@ CASES: dict[str, Case] = {
             [1.2153335788779895, -2.0261300072397486, 0.6326553748236029],
             [1.2028041000923475, -1.9533944465933748, 0.6851920967437096],
         ],
+    ),
+    "fedadagrad_flwr": optimizer(
+        "FedAdagrad", {"variant": "tff"},
+        [
+            [1.099502487562189, -2.099009900990099, 0.5997506234413965],
+            [1.1440247375571848, -2.004440625492293, 0.5551290407834875],
+            [1.0640600795216144, -1.9888718779010168, 0.5769033144464851],
+        ],
+        variant="flwr",
+    ),
+    "fedadam_flwr": optimizer(
+        "FedAdam", {"beta_2": True},
+        [
+            [1.0707104560384255, -2.067496344400315, 0.5724351013076554],
+            [1.1472274954505797, -2.0265396203273736, 0.5947771520066534],
+            [1.1399928310280498, -1.9845360622841026, 0.6251091311117831],
+        ],
+        variant="flwr",
     ),
     "fedyogi_paper": optimizer(
         "FedYogi", {"tau": "small"},
@@ -244,6 +294,13 @@ CASES: dict[str, Case] = {
         "Bulyan", vec(0.0, 0.0), [plain(SEVEN)], [vec(1.05, 0.9833333333333334)],
         {"f": 1, "selection": "oneshot"}, {"selection": "twice"},
     ),
+    "multikrum_paper": Case(  # n - f of them, all alike: 1 to 5 are nearest
+        "MultiKrum", vec(0.0, 0.0), [plain(CLOUD, [10, 20, 30, 40, 50, 60, 70])],
+        [vec(5.03 / 5, 10.07 / 5)], {"f": 2}, {"m": "all"},
+    ),
+    "bulyan_iterative": Case(
+        "Bulyan", vec(0.0, 0.0), [plain(SEVEN)], [vec(*bulyan(SEVEN, 1))], {"f": 1}, {"f": -1},
+    ),
     "geometric_median_converged": Case(
         "GeometricMedian", vec(0.0, 0.0),
         [plain([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [10.0, 10.0]], [1, 2, 2, 1])],
@@ -291,6 +348,26 @@ CASES: dict[str, Case] = {
         [plain([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])], [vec(0.75, 0.25)],
         {}, {"prior": 0.5},
     ),
+    "feddc": Case(  # the models go round once; what comes out is the mean of those that went through two sites
+        "FedDC", vec(0.0), [plain([[1.0], [2.0]]), plain([[3.0], [6.0]], [1, 3])],
+        [None, vec((3.0 + 3 * 6.0) / 4)], {"daisy_chain_period": 2}, {"cap": 0}, target=1,
+    ),
+    "fedasync_polynomial": Case(
+        "FedAsync", vec(1.0, 2.0),
+        [[Sent(vec(2.0, 0.0)), LATER], [LATER, Sent(vec(0.0, 1.0))]],
+        [vec(1.6, 0.8), vec(*(1 - STALE) * np.array([1.6, 0.8]) + STALE * np.array([0.0, 1.0]))],
+        {"alpha": 0.6}, {"alpha": 0},
+    ),
+    "fedbuff_paper": Case(
+        "FedBuff", vec(0.0, 0.0), BUFFERED,
+        [vec(0.5, 1.0), vec(1 - 0.5 * 2**-0.5, 1 + 0.5 * 2**-0.5)],
+        {"buffer_size": 2}, {"server_lr": 0},
+    ),
+    "fedbuff_normalised": Case(
+        "FedBuff", vec(0.0, 0.0), BUFFERED,
+        [vec(0.5, 1.0), vec(0.5 + (1 - 2**-0.5) / (1 + 2**-0.5), 1 + 2**-0.5 / (1 + 2**-0.5))],
+        {"buffer_size": 2, "normalised": True}, {"normalised": 1},
+    ),
     "integer_buffers": Case(
         "FedAvg", {"n": np.array([0])},
         [[Sent({"n": np.array([v])}, n) for v, n in ((10, 1), (11, 1), (14, 2))]],
@@ -321,13 +398,14 @@ class Site:
         assert answer.status_code == 201, answer.content
         self.model = answer.json()["model_id"]
         self.clients = [str(user.pk) for user in people]
+        self.held: dict[APIClient, Any] = {}
 
     def create(self, options: dict[str, Any]) -> Any:
         return self.actor.post(
             "/api/trainings/",
             {
                 "model_id": self.model,
-                "target_num_updates": len(self.case.rounds),
+                "target_num_updates": self.case.target or len(self.case.rounds),
                 "metric_names": [],
                 "aggregation_method": self.case.method,
                 "clients": self.clients,
@@ -347,14 +425,19 @@ class Site:
     def answer_round(self, number: int) -> TrainerEvent:
         """Every client answers its task; the event that follows."""
         for client, sent in zip(self.sites, self.case.rounds[number], strict=False):
-            task = client.get("/api/tasks/").json()["task"]
-            assert task["round"] == number
+            task = self.held.pop(client, None)
+            if task is None:
+                task = client.get("/api/tasks/").json()["task"]
+                assert task["round"] == number
+            if sent is LATER:
+                self.held[client] = task
+                continue
             if sent is None:
                 url = f"/api/tasks/{task['id']}/failure/"
                 done = client.post(url, {"code": "ABSENT", "text": "not today"}, format="json")
                 assert done.status_code == 200, done.content
                 continue
-            meta: dict[str, Any] = {"num_examples": sent.samples, "base_version": number}
+            meta: dict[str, Any] = {"num_examples": sent.samples, "base_version": task["round"]}
             if sent.steps is not None:
                 meta["num_steps"] = sent.steps
             body = {"meta": json.dumps(meta), "model_file": file(sent.tensors)}
@@ -457,13 +540,30 @@ def test_a_wrong_option_is_refused_with_a_pointer(login, name: str) -> None:
     assert pointers == [f"/options/{key}" for key in CASES[name].wrong]
 
 
-@pytest.mark.parametrize("method", sorted({case.method for case in CASES.values()}))
-def test_the_docs_and_the_api_describe_it(login, method: str) -> None:
-    page = Path(__file__).parents[2] / "docs" / "reference" / "strategies.md"
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_no_strategy_goes_without(login, name: str) -> None:
+    """What each must have, or this fails: a vector here, a wrong option, a line in the docs and in the API."""
+    cases = [case for case in CASES.values() if case.method == name]
+    overview = Path(__file__).parents[2] / "docs" / "reference" / "strategies.md"
+    page = docs_page()
     client = login(person("reader"))
 
     listed = {entry["name"]: entry for entry in client.get("/api/aggregators/").json()}
 
-    assert method in page.read_text(encoding="utf-8")
-    assert listed[method]["paper"]
-    assert listed[method]["options_schema"]["additionalProperties"] is False
+    assert cases, "no vector over HTTP, and so no resume after a kill"
+    assert any(case.wrong for case in cases), "no wrong option"
+    assert name in overview.read_text(encoding="utf-8"), "nothing says when to take it"
+    section = page.split(f"## {name}\n", 1)[1].split("\n## ", 1)[0]
+    assert "\nPaper: <https://" in section, "the paper is not linked"
+    assert all(f"`{option}`" in section for option in listed[name]["defaults"])
+    assert listed[name]["paper"]
+    assert listed[name]["options_schema"]["additionalProperties"] is False
+
+
+@functools.cache
+def docs_page() -> str:
+    path = Path(__file__).parents[2] / "docs" / "generate.py"
+    spec = importlib.util.spec_from_file_location("docs_generate", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.strategies_page()

@@ -15,6 +15,7 @@ from fl_server.embedded.executor import Executor
 from fl_server.embedded.lock import DataDirBusy, DataDirLock
 from fl_server.embedded.tls import Certificates, certificates
 from fl_server.embedded.web import Web
+from fl_server_ai.checks import plugin_faults
 from fl_server_ai.dispatch import INFERENCE, PROCESS, register_sender
 from fl_server_ai.notifications import wakeups
 from fl_server_ai.services.reconciler import event_lease_drop
@@ -45,6 +46,8 @@ class Command(BaseCommand):
                 f"{settings.SETTINGS_MODULE} has no embedded executor; "
                 "use DJANGO_SETTINGS_MODULE=fl_server.settings.embedded"
             )
+        if faults := plugin_faults():
+            raise CommandError("broken plug-ins; nothing was started\n" + "\n".join(faults))
         try:
             lock = DataDirLock(settings.FL_DATA_DIR)
         except DataDirBusy as error:

@@ -1,0 +1,1 @@
+"""Published results, reproduced through a running server: `make papers`."""
