@@ -55,7 +55,7 @@ PICTURES = {
             "expired": (2, 1, 1),
         },
         frozenset({"done", "failed", "expired", "cancelled"}),
-        {("failed", "open"): "again"},
+        {("failed", "open"): "again", ("cancelled", "done"): "release"},
     ),
     "UpdateState": Picture(
         "States of an update",
@@ -64,6 +64,7 @@ PICTURES = {
             "quarantined": (1, 0, 0), "refused": (1, 1, 1),
         },
         frozenset({"consumed", "refused"}),
+        {("quarantined", "accepted"): "release"},
     ),
     "EventState": Picture(
         "States of a piece of work (event)",

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     Arrays = Mapping[str, np.ndarray[Any, Any]]
+    Own = dict[str, np.ndarray[Any, Any]]
+
+CHANGE = "dc."
 
 
 class Scaffold:
@@ -17,14 +20,16 @@ class Scaffold:
 
     In `Client.fit`: add `correction` (c - c_k, by tensor name) to each gradient before the step; after the
     last one `dc = scaffold.finish(start, end, lr_sum)`, and return `FitResult(..., extras={"scaffold.dc": dc})`.
-    Where a round is worked on again, or the server did not take it, c_k is as it was before.
+    Where a round is worked on again, or the server did not take it, c_k is as it was before. Where it did and then
+    did not use it, the server's c lacks that change: it is taken back here too, as soon as a task says so.
     """
 
     def __init__(self, context: Context, start: "Arrays") -> None:
         import numpy as np
 
-        self._memory = Memory(context, "scaffold")
-        mine, servers = self._memory.load(), context.extras.get("scaffold.c", {})
+        self._memory, self._round = Memory(context, "scaffold"), int(context.task["round"])
+        mine, self._pending = _remembered(self._memory)
+        servers = context.extras.get("scaffold.c", {})
         floats = {name: value for name, value in start.items() if value.dtype.kind == "f"}
         self._mine = {
             name: mine.get(name, np.zeros(value.shape, "f8" if value.dtype == "f8" else "f4"))
@@ -55,5 +60,29 @@ class Scaffold:
             change = (way / lr_sum - servers).astype(self._mine[name].dtype)
             changes[name] = change
             kept[name] = self._mine[name] + change
-        self._memory.save(kept)
+        pending = {**self._pending, self._round: changes}
+        self._memory.save(
+            {f"c.{name}": value for name, value in kept.items()}
+            | {
+                f"{CHANGE}{number}.{name}": value
+                for number, change in pending.items()
+                for name, value in change.items()
+            }
+        )
         return changes
+
+
+def _remembered(memory: Memory) -> "tuple[Own, dict[int, Own]]":
+    """c_k without the changes that were not used; and those in it of which that is not known yet, by round."""
+    mine: Own = {}
+    pending: dict[int, Own] = {}
+    for name, value in memory.load().items():
+        if name.startswith("c."):
+            mine[name.removeprefix("c.")] = value
+            continue
+        round, _, tensor = name.removeprefix(CHANGE).partition(".")
+        pending.setdefault(int(round), {})[tensor] = value
+    for number in memory.unused & pending.keys():
+        for tensor, change in pending[number].items():
+            mine[tensor] = mine[tensor] - change
+    return mine, {number: pending[number] for number in memory.undecided & pending.keys()}

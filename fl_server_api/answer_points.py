@@ -24,6 +24,8 @@ ANSWERS = {
         ("POST", f"trainings/<str:pk>/{control}/"): "answer.control"
         for control in ("pause", "resume", "cancel", "retry", "extend")
     },
+    ("POST", "updates/<str:pk>/release/"): "answer.decision",
+    ("POST", "updates/<str:pk>/refuse/"): "answer.decision",
     ("GET", "tasks/"): "answer.task",
     ("POST", "uploads/"): "answer.upload",
     ("PATCH", "uploads/<str:pk>/"): "answer.piece",

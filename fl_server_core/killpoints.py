@@ -23,7 +23,7 @@ COMMITS = (
     "question.finish", "upload.create", "round.deadline", "round.collect", "round.extend", "task.fail",
     "event.give_up", "training.pause", "training.resume", "training.cancel", "training.retry",
     "training.delete", "clients.add", "clients.remove", "client.join", "initial.accept",
-    "statistics.want", "statistics.store",
+    "statistics.want", "statistics.store", "updates.judge", "update.release", "update.refuse",
 )  # fmt: skip
 # One statement, one message, one file or one answer.
 STEPS = (
@@ -32,11 +32,11 @@ STEPS = (
     "answer.model", "answer.training", "answer.start", "answer.update", "answer.metrics", "answer.moments",
     "answer.question", "answer.task", "answer.upload", "answer.piece", "upload.append", "upload.finish",
     "upload.used", "answer.join", "answer.control", "answer.failure", "answer.clients",
-    "answer.calibration",
+    "answer.calibration", "answer.decision",
 )  # fmt: skip
 BETWEEN = (
     "upload.staged", "file.synced", "blob.delete:file", "aggregation.written", "moments.written",
-    "question.answered", "state.written", "round.skip", "update.adopt", "report.judged",
+    "question.answered", "state.written", "round.skip", "update.adopt", "report.judged", "updates.judged",
 )  # fmt: skip
 POINTS = frozenset(
     [f"{step}.commit:{side}" for step in COMMITS for side in ("before", "after")]

@@ -109,10 +109,12 @@ MOVES: Mapping[type[models.TextChoices], Mapping[str, frozenset[str]]] = {
         TaskState.OPEN: frozenset(
             {TaskState.DONE, TaskState.FAILED, TaskState.EXPIRED, TaskState.CANCELLED}
         ),
-        TaskState.DONE: frozenset(),
+        # Its update was looked at, and is in quarantine, or refused.
+        TaskState.DONE: frozenset({TaskState.CANCELLED, TaskState.FAILED}),
         TaskState.FAILED: frozenset({TaskState.OPEN}),  # asked again if it is to have it after all
         TaskState.EXPIRED: frozenset({TaskState.OPEN}),
-        TaskState.CANCELLED: frozenset({TaskState.OPEN}),
+        # The last two: its update is released from quarantine, or refused.
+        TaskState.CANCELLED: frozenset({TaskState.OPEN, TaskState.DONE, TaskState.FAILED}),
     },
     UpdateState: {
         U.RECEIVED: frozenset({U.ACCEPTED, U.REFUSED, U.QUARANTINED}),

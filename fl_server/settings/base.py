@@ -229,6 +229,9 @@ FL_SWEEP_SECONDS = env_int("FL_SWEEP_SECONDS", 5, "Seconds between two sweeps of
 FL_ROUND_SECONDS = env_int(
     "FL_ROUND_SECONDS", 86_400, "Default of a training's `round_deadline`, in seconds."
 )
+FL_CHECK_SECONDS = env_int(
+    "FL_CHECK_SECONDS", 120, "Seconds that a strategy may take to check one update."
+)
 FL_SILENT_SECONDS = env_int(
     "FL_SILENT_SECONDS", 90, "After so many seconds without a request a site counts as silent."
 )

@@ -1,7 +1,7 @@
 """Aggregate weight files into one, in blocks: memory does not grow with the number of updates."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from fl_server_ai.aggregation.beside import Extras
-from fl_server_ai.aggregation.blocks import FLOATS, Draft, Run, Source, UpdateChanged, UpdateFile
+from fl_server_ai.aggregation.blocks import FLOATS, Draft, UpdateChanged, UpdateFile
 from fl_server_ai.aggregation.crew import Progress, run_all
 from fl_server_ai.aggregation.device import resolve, single_threaded_torch, thread_count
 from fl_server_ai.aggregation.files import Files
-from fl_server_ai.aggregation.gram import GramWorker, stripes
+from fl_server_ai.aggregation.gram import inner_products
 from fl_server_ai.aggregation.integers import POLICIES
 from fl_server_ai.aggregation.largest import largest
 from fl_server_ai.aggregation.masks import Masks
@@ -159,7 +159,7 @@ def _run(
         stack.callback(state.close)
         gram = None
         if strategy.needs_gram and files.base is not None:
-            gram = _gram(files.base, files.sources, device, floats, threads)
+            gram = inner_products(files.base, files.sources, device, floats, threads)
         metas = [update.meta for update in files.updates]
         if strategy.needs_largest and files.base is not None:
             found = largest(files.base, files.sources, device, floats, threads, block)
@@ -208,26 +208,3 @@ def _weights(
     if all(meta.discount == 1 for meta in metas):
         return weights  # whole numbers stay whole
     return [weight * meta.discount for weight, meta in zip(weights, metas, strict=True)]
-
-
-def _gram(
-    base: Source,
-    sources: Sequence[Source],
-    device: torch.device,
-    floats: Sequence[Run],
-    threads: int,
-) -> Tensor:
-    n = len(sources)
-    dealt = stripes(floats, n)
-    partial: dict[int, Tensor] = {}
-
-    def worker() -> Callable[[int], None]:
-        crew_member = GramWorker(device, n)
-
-        def add(index: int) -> None:
-            partial[index] = crew_member.partial(base, sources, dealt[index])
-
-        return add
-
-    run_all(list(range(len(dealt))), threads, worker, None)
-    return torch.stack([partial[index] for index in range(len(dealt))]).sum(dim=0)

@@ -14,6 +14,7 @@ from fl_server_ai.services.rounds import (
     MODEL_TEST_FINISHED,
     RUNNING,
     SWAG_ROUND_FINISHED,
+    UPDATES_ARRIVED,
     round_advance,
 )
 from fl_server_core.exceptions import Conflict, IllegalMove, Invalid
@@ -39,7 +40,11 @@ from fl_server_core.services.rounds import (
 from fl_server_core.services.trainings import may_steer, participants_active, training_locked
 
 LONGEST_EXTENSION = timedelta(days=366)
-WORK_PHASES = {SWAG_ROUND_FINISHED: RoundPhase.SWAG, MODEL_TEST_FINISHED: RoundPhase.TESTING}
+WORK_PHASES = {
+    SWAG_ROUND_FINISHED: RoundPhase.SWAG,
+    MODEL_TEST_FINISHED: RoundPhase.TESTING,
+    UPDATES_ARRIVED: RoundPhase.COLLECTING,
+}
 ENDED = frozenset({RoundPhase.DONE, RoundPhase.SKIPPED, RoundPhase.FAILED})
 ASKED = {
     RoundPhase.COLLECTING: TaskKind.TRAIN,
@@ -134,7 +139,9 @@ def training_retry(*, training: Training, user: User) -> Training:
     round.training = training
     work = round.events.filter(state=EventState.FAILED).order_by("pk").last()
     phase = (
-        _failed_at(round) if work is None else WORK_PHASES.get(work.type, RoundPhase.AGGREGATING)
+        _failed_at(round)
+        if work is None
+        else WORK_PHASES.get(work.type.partition(":")[0], RoundPhase.AGGREGATING)
     )
     if round.phase == RoundPhase.FAILED:
         move(round, phase, reason="", finished_at=None)
@@ -142,7 +149,7 @@ def training_retry(*, training: Training, user: User) -> Training:
     if work is not None:
         move(work, EventState.PENDING, failures=0, lease_until=None, error="", finished_at=None)
         dispatch_event(work.pk)
-    elif phase in ASKED:
+    if phase in ASKED and (work is None or phase == RoundPhase.COLLECTING):
         deadline = timezone.now() + timedelta(seconds=policy_of(round.policy).seconds)
         Round.objects.filter(pk=round.pk).update(deadline=deadline, extensions=0)
         if phase == RoundPhase.COLLECTING and training.model.awaits_weights:

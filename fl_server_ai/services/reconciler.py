@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from fl_server_ai.aggregation import STRATEGIES
 from fl_server_ai.dispatch import dispatch_event, dispatch_inference, dispatch_notifications
+from fl_server_ai.services.quarantine import quarantine_sweep
 from fl_server_ai.services.rounds import RUNNING, round_advance, training_fail
 from fl_server_core.exceptions import Unavailable
 from fl_server_core.killpoints import committing, reached
@@ -59,6 +60,7 @@ def sweep() -> Sweep:
     ).exists():
         dispatch_notifications()
     late_updates_settle()
+    quarantine_sweep()
     deleted = blobs_delete_doomed()
     _housekeeping()
     reached("sweep:after")

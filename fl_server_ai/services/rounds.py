@@ -12,10 +12,11 @@ from django.utils import timezone
 from fl_server_ai.dispatch import dispatch_event, dispatch_notifications
 from fl_server_ai.notifications import wakeups
 from fl_server_ai.services.chaining import AGGREGATE, starts_of, step_after
-from fl_server_ai.services.training_options import trainer_options
+from fl_server_ai.services.training_options import checks_updates, trainer_options
 from fl_server_core.killpoints import reached
 from fl_server_core.lifecycle import (
     OPEN_PHASES,
+    EventState,
     RoundPhase,
     TaskKind,
     TaskState,
@@ -24,10 +25,12 @@ from fl_server_core.lifecycle import (
 )
 from fl_server_core.models import Round, Task, TrainerEvent, Training
 from fl_server_core.selectors import failure_code
+from fl_server_core.selectors.parts import QUARANTINED
 from fl_server_core.services.asking import Asked, round_ask
 from fl_server_core.services.buffering import buffer_ask, parts_expire
 from fl_server_core.services.initial_weights import initial_ask
 from fl_server_core.services.lateness import busy_with, late_updates_adopt, updates_pass_over
+from fl_server_core.services.quarantine import updates_unchecked
 from fl_server_core.services.round_policy import (
     RoundPolicy,
     Standing,
@@ -45,6 +48,7 @@ from fl_server_core.services.rounds import (
     tasks_cancel,
     tasks_close,
     tasks_expire,
+    updates_held,
 )
 from fl_server_core.services.trainings import participants_active, training_locked
 
@@ -54,6 +58,7 @@ DAISY_CHAIN_ROUND_FINISHED = "DaisyChainRoundFinished"
 SWAG_ROUND_FINISHED = "SWAGRoundFinished"
 RUNNING = frozenset({TrainingState.ONGOING, TrainingState.SWAG_ROUND})
 MODEL_TEST_FINISHED = "ModelTestFinished"
+UPDATES_ARRIVED = "UpdatesArrived"
 
 
 @transaction.atomic
@@ -148,6 +153,8 @@ def _why_too_few(round: Round, kind: TaskKind) -> str:
     """The codes with which parts have failed, and how often: names are told elsewhere, to those who may know."""
     failed = round.tasks.filter(kind=kind, state=TaskState.FAILED)
     codes = Counter(failure_code(failure) for failure in failed.values_list("failure", flat=True))
+    if kind == TaskKind.TRAIN and (held := updates_held(round).count()):
+        codes[QUARANTINED] = held
     told = ", ".join(f"{count} x {code}" for code, count in codes.most_common(5))
     return f" (failed: {told})" if told else ""
 
@@ -167,6 +174,8 @@ def _close_collection(training: Training, round: Round) -> TrainerEvent | None:
         return None
     elif round.tasks.filter(kind=TaskKind.TRAIN).exists():
         late_updates_adopt(round)
+    if checks_updates(training) and updates_unchecked(round):
+        return _check_updates(training, round, policy)
     if not _is_over(round, TaskKind.TRAIN):
         return None
     if policy.buffered:
@@ -189,6 +198,19 @@ def _end_last_parts(training: Training, round: Round) -> None:
     users = [str(pk) for pk in busy_with(training)]
     tasks_cancel(training_id=training.pk, why="ROUND_FULL: the training needs no more updates")
     wakeups.publish(users)
+
+
+def _check_updates(training: Training, round: Round, policy: RoundPolicy) -> TrainerEvent | None:
+    """The event that decides on what has arrived; where updates are compared, once the round could end.
+
+    Numbered: a round has as many, one after the other, as it takes.
+    """
+    if trainer_options(training).min_update_cosine is not None:
+        standing = replace(round_standing(round, TaskKind.TRAIN), held=0)
+        if decide(policy, standing)[0] == Step.WAIT:
+            return None
+    done = round.events.filter(type__startswith=f"{UPDATES_ARRIVED}:", state=EventState.DONE)
+    return _event(training, round, f"{UPDATES_ARRIVED}:{done.count()}")
 
 
 def _ask_for_weights(training: Training, round: Round) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import asdict
 from typing import Any
 
 from django.conf import settings
@@ -26,6 +27,7 @@ from fl_server_core.lifecycle import (
 )
 from fl_server_core.models import GlobalModel, ModelVersion, Participant, Task, Training, User
 from fl_server_core.selectors import tasks_visible_to
+from fl_server_core.selectors.own_updates import own_updates
 from fl_server_core.services.clients import training_missing
 from fl_server_core.services.lateness import may_be_late
 from fl_server_core.services.round_policy import policy_of
@@ -123,9 +125,18 @@ def _task(task: Task) -> dict[str, Any]:
             **_swag_rank(task, training),
             **({"daisy_chain": True} if training.options.get("daisy_chain_period") else {}),
         },
+        **_own_updates(task),
         "created_at": task.created_at.isoformat(),
         "deadline": task.round.deadline.isoformat() if task.round.deadline else None,
     }
+
+
+def _own_updates(task: Task) -> dict[str, dict[str, list[int]]]:
+    """For clients that remember something between rounds: which of it the model has never seen."""
+    if task.kind != TaskKind.TRAIN:
+        return {}
+    training, owner = task.round.training, task.user_id
+    return {"own_updates": asdict(own_updates(training=training, owner=owner, before=task.number))}
 
 
 def _swag_rank(task: Task, training: Training) -> dict[str, int]:

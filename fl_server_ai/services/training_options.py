@@ -112,6 +112,31 @@ class TrainerOptions(RoundPolicy):
             "ge": 1,
         },
     )
+    max_update_norm: float | None = field(
+        default=None,
+        metadata={
+            "doc": "Updates are bad that are farther than this from the model that they started from: the "
+            "Euclidean norm of update - base over all float numbers.",
+            "gt": 0.0,
+        },
+    )
+    min_update_cosine: float | None = field(
+        default=None,
+        metadata={
+            "doc": "Updates are bad whose direction has a smaller cosine than this with the mean direction of "
+            "the others of the round (at least 3 in all), compared when the round could close.",
+            "ge": -1.0,
+            "le": 1.0,
+        },
+    )
+    bad_updates: str = field(
+        default="quarantine",
+        metadata={
+            "doc": "A bad update does not count until the actor or an admin releases it, and the round waits for "
+            "that until its deadline (quarantine); or it is refused at once.",
+            "choices": ("quarantine", "refuse"),
+        },
+    )
     no_fixed_points: bool = field(
         default=False, metadata={"doc": "Nobody gets his own model back when models are handed on."}
     )
@@ -179,6 +204,7 @@ def options_validate(
     _check_fewest(aggregation_method, _split(aggregation_method, options)[1], trainer)
     _check_skipping(trainer, uncertainty_method)
     _check_mode(aggregation_method, trainer, uncertainty_method)
+    _check_checking(aggregation_method, strategy, trainer)
 
 
 def strategy_kind(name: str) -> type[Strategy[Any]]:
@@ -253,6 +279,36 @@ def _check_mode(method: str, options: TrainerOptions, uncertainty_method: str) -
         )
     if options.buffered and uncertainty_method == UncertaintyMethod.SWAG:
         raise _fault("mode", "SWAG asks for moments of one model, in the mode sync")
+
+
+def _check_checking(method: str, strategy: Strategy[Any], options: TrainerOptions) -> None:
+    """Updates can be checked where each belongs to one round and is a model."""
+    asked = [
+        name
+        for name in ("max_update_norm", "min_update_cosine")
+        if getattr(options, name) is not None
+    ]
+    if asked and strategy.takes != "weights":
+        raise _fault(asked[0], f"{method} takes a {strategy.takes} of each site, not weights")
+    if not asked and not _overrides_check(strategy):
+        return
+    what = asked[0] if asked else f"{method}, which checks updates,"
+    if options.daisy_chain_period:
+        raise _fault(asked[0] if asked else "daisy_chain_period", f"{what} has no daisy chains")
+    if options.takes_late:
+        name = "mode" if options.buffered else "late_updates"
+        raise _fault(name, f"{what} needs rounds that wait for their updates: sync, refuse")
+
+
+def _overrides_check(strategy: Strategy[Any]) -> bool:
+    return type(strategy).check is not Strategy.check
+
+
+def checks_updates(training: Training) -> bool:
+    """Whether a worker has a look at each update before it counts."""
+    options, strategy, _ = _split(training.aggregation_method, training.options)
+    limits = (options.max_update_norm, options.min_update_cosine)
+    return limits != (None, None) or _overrides_check(strategy)
 
 
 def _check_skipping(options: TrainerOptions, uncertainty_method: str) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 from fl_server_ai.received.form import Form
 from fl_server_ai.services.intake import published, update_received
 from fl_server_ai.services.rounds import round_advance
-from fl_server_ai.services.training_options import wanted_of
+from fl_server_ai.services.training_options import checks_updates, wanted_of
 from fl_server_core.exceptions import Conflict, NotFound, NotPermitted, Unusable
 from fl_server_core.killpoints import committing, reached
-from fl_server_core.lifecycle import TaskKind
+from fl_server_core.lifecycle import TaskKind, UpdateState
 from fl_server_core.models import Blob, GlobalModel, LocalModel, Task, Training, Upload, User
 from fl_server_core.selectors import get_visible, models_visible_to
 from fl_server_core.services import rounds
@@ -122,9 +122,10 @@ def update_submit(
                         tensors=received.tensors,
                         mask=next(blobs) if received.mask else None,
                     ),
+                    checked=not checks_updates(training),
                 )
                 receipt = _receipt(update, created)
-                if created:
+                if created or update.state == UpdateState.REFUSED:  # which may end a part again
                     round_advance(training_id=training.pk)
         except BaseException:
             _discard(stored)

@@ -189,7 +189,7 @@ def _aggregate(
                 UpdateFile(
                     stack.enter_context(local_path(update.blob)),
                     _meta(update, options),
-                    update.digest,
+                    update.blob.digest,
                     extras=opened(update.extras),
                     mask=opened(update.mask),
                     tensors=None if update.tensors is None else frozenset(update.tensors),

@@ -8,7 +8,7 @@ from django.db import OperationalError
 
 from fl_server_ai.services.leases import lease_kept
 from fl_server_ai.services.reconciler import event_give_up
-from fl_server_ai.trainer.events import EVENTS
+from fl_server_ai.trainer.events import event_kind
 from fl_server_ai.trainer.model_trainer import ModelTrainer
 from fl_server_core.exceptions import AggregationException
 from fl_server_core.lifecycle import OPEN_PHASES, TrainingState
@@ -34,12 +34,13 @@ def event_work(event_id: int) -> None:
                 log.info("%s: paused, %s waits", where, work.type)
                 event_release(event=work, error="", spent=False)
                 return
-            if work.round.phase in OPEN_PHASES:
+            kind = event_kind(work.type)
+            if work.round.phase in OPEN_PHASES and not kind.while_collecting:
                 log.info("%s: still collecting, %s waits", where, work.type)
                 event_release(event=work, error="the round is not complete", spent=False)
                 return
             trainer = ModelTrainer(work.training, work=work)
-            trainer.handle(EVENTS[work.type](trainer))
+            trainer.handle(kind(trainer))
         except AggregationException as error:
             event_give_up(event=work, reason=f"AGGREGATION_FAILED: {error}")
         except (OSError, OperationalError) as error:

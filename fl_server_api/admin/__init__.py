@@ -6,15 +6,16 @@
 - `weights.py`     global models, their versions, stored files
 - `trainings.py`   trainings and who takes part; `overview.py` draws a training's page
 - `login.py`       who guesses at passwords is stopped
-- `history.py`     rounds, tasks, updates, metrics, events, messages: to read, never to change
+- `updates.py`     what sites sent; decisions on what is in quarantine
+- `history.py`     rounds, tasks, moments, metrics, events, messages: to read, never to change
 """
 
 from django.contrib import admin
 
-from fl_server_api.admin import history, people, trainings, weights
+from fl_server_api.admin import history, people, trainings, updates, weights
 from fl_server_api.admin.login import LoginForm
 
-__all__ = ["history", "people", "trainings", "weights"]
+__all__ = ["history", "people", "trainings", "updates", "weights"]
 
 admin.site.login_form = LoginForm
 admin.site.site_header = "FL server"

@@ -1,4 +1,4 @@
-"""Rounds, tasks, updates, metrics, events, messages, answers: to read, never to change."""
+"""Rounds, tasks, moments, metrics, events, messages, answers: to read, never to change."""
 
 from typing import Any
 
@@ -7,11 +7,10 @@ from django.db.models import Q, QuerySet
 from django.db.models.functions import Length
 from django.http import HttpRequest
 
-from fl_server_api.admin.base import HistoryAdmin, bytes_text, list_link
+from fl_server_api.admin.base import HistoryAdmin, list_link
 from fl_server_core.models import (
     ClientProfile,
     IdempotencyKey,
-    LocalModel,
     Metric,
     ModelStatistics,
     Notification,
@@ -99,57 +98,6 @@ class ClientProfileAdmin(HistoryAdmin[ClientProfile]):
         "sdk_version",
         "joined_at",
     )
-
-
-@admin.register(LocalModel)
-class LocalModelAdmin(HistoryAdmin[LocalModel]):
-    list_display = (
-        "owner",
-        "model_name",
-        "round_number",
-        "sample_size",
-        "readable_size",
-        "state",
-        "created_at",
-    )
-    list_filter = ("state", "created_at")
-    list_select_related = ("owner", "round", "training__model")
-    search_fields = ("owner__username", "training__model__name", "=training__id", "=id", "digest")
-    ordering = ("-created_at",)
-    date_hierarchy = "created_at"
-    fields = (
-        "training",
-        "round",
-        "owner",
-        "trained_in",
-        "staleness",
-        "sample_size",
-        "state",
-        "reason",
-        "digest",
-        "readable_size",
-        "blob",
-        "num_steps",
-        "base_version",
-        "numbers",
-        "extras",
-        "tensors",
-        "mask",
-        "created_at",
-        "id",
-    )
-
-    @admin.display(description="training", ordering="training__model__name")
-    def model_name(self, update: LocalModel) -> str:
-        return update.training.model.name
-
-    @admin.display(description="round", ordering="round__number")
-    def round_number(self, update: LocalModel) -> int:
-        return update.round.number
-
-    @admin.display(description="size", ordering="size")
-    def readable_size(self, update: LocalModel) -> str:
-        return bytes_text(update.size)
 
 
 @admin.register(SwagMoments)

@@ -8,6 +8,7 @@ from rest_framework import serializers
 from rest_framework.fields import empty
 
 from fl_server_api.serializers.common import Finite, Input, Text
+from fl_server_core.lifecycle import UpdateState
 from fl_server_core.models import GlobalModel, LocalModel, Metric, ModelVersion
 
 MAX_INT = 2**31 - 1
@@ -100,8 +101,8 @@ class LocalModelOutput(serializers.ModelSerializer[LocalModel]):
     class Meta:
         model = LocalModel
         fields = [
-            "id", "owner", "round", "base_model", "sample_size", "state", "sha256", "size",
-            "created_at",
+            "id", "owner", "round", "base_model", "sample_size", "state", "reason", "sha256",
+            "size", "created_at",
         ]  # fmt: skip
 
 
@@ -203,6 +204,16 @@ class UpdateCreated(serializers.Serializer[Any]):
     received = serializers.IntegerField()
     needed = serializers.IntegerField()
     deadline = serializers.DateTimeField(allow_null=True)
+    state = serializers.ChoiceField(
+        UpdateState.values,
+        required=False,
+        help_text="received: a worker looks at it first; sent again: whatever has become of it since.",
+    )
+    reason = serializers.CharField(
+        required=False,
+        allow_blank=True,
+        help_text="Why it is refused or in quarantine.",
+    )
 
 
 class PreprocessingInput(Input):

@@ -93,7 +93,7 @@ class ParticipationOutput(serializers.ModelSerializer[Task]):
         return "" if task.state == TaskState.DONE else failure_code(task.failure)
 
     def get_update_state(self, task: Task) -> str | None:
-        """Of the update that came of it: accepted, consumed (it is in the aggregate) or refused."""
+        """Of the update that came of it: received, accepted, quarantined, consumed (it is in the aggregate) or refused."""
         update = self._update(task)
         return update.state if update else None
 

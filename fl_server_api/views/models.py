@@ -247,6 +247,8 @@ def submit(
         "received": receipt.received,
         "needed": receipt.needed,
         "deadline": receipt.deadline,
+        "state": receipt.update.state,
+        "reason": receipt.update.reason,
     }
     return Response(UpdateCreated(answer).data, status=201 if receipt.created else 200)
 
@@ -263,7 +265,11 @@ def _send_local(request: Request, local: LocalModel) -> HttpResponseBase:
         raise NotFound("the file of this update was deleted after its round", code="FILE_DELETED")
     with local_path(local.blob) as path:
         return send(
-            request, path, etag=local.digest, size=local.size, filename=f"model-{local.pk}.pt"
+            request,
+            path,
+            etag=local.blob.digest,
+            size=local.blob.size,
+            filename=f"model-{local.pk}.pt",
         )
 
 

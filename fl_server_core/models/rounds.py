@@ -137,7 +137,9 @@ class LocalModel(models.Model):
         ordering = ["-created_at"]
         constraints = [
             models.UniqueConstraint(
-                fields=["training", "round", "owner"], name="one_update_per_participant"
+                fields=["training", "round", "owner"],
+                condition=~models.Q(state="refused"),  # after which another one may come
+                name="one_update_per_participant",
             ),
             models.CheckConstraint(
                 condition=models.Q(sample_size__gte=1), name="at_least_one_sample"

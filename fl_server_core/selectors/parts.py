@@ -23,12 +23,17 @@ class Part(models.TextChoices):
     LATE = "late"  # no answer by the deadline
     REJECTED = "rejected"  # the participant said no
     FAILED = "failed"  # the participant said that it failed
+    REFUSED = "refused"  # sent an update that was checked and refused
+    QUARANTINED = "quarantined"  # sent an update that counts only if somebody releases it
     REMOVED = "removed"  # taken out of the training
     CANCELLED = "cancelled"  # the training ended, or has enough without
 
 
 WAITED_FOR = frozenset({Part.INVITED, Part.OFFLINE, Part.WORKING, Part.SILENT})
 NO = frozenset({"REJECTED", "CHAINING_REFUSED"})
+UPDATE_REFUSED, QUARANTINED = "UPDATE_REFUSED", "QUARANTINED"
+CANCELLED = {"REMOVED": Part.REMOVED, QUARANTINED: Part.QUARANTINED}
+FAILED = {"UNREACHABLE": Part.OFFLINE, UPDATE_REFUSED: Part.REFUSED}
 CLOSED = {TaskState.DONE: Part.DONE, TaskState.EXPIRED: Part.LATE}
 
 
@@ -44,19 +49,15 @@ def part_of(task: Task, now: datetime) -> Part:
         return CLOSED[TaskState(task.state)]
     code = failure_code(task.failure)
     if task.state == TaskState.CANCELLED:
-        return Part.REMOVED if code == "REMOVED" else Part.CANCELLED
+        return CANCELLED.get(code, Part.CANCELLED)
     if task.state == TaskState.FAILED:
-        return Part.REJECTED if code in NO else _failed(code)
+        return Part.REJECTED if code in NO else FAILED.get(code, Part.FAILED)
     told = told_at(task)
     heard = heard_at(task)
     quiet = heard is None or heard < now - timedelta(seconds=settings.FL_SILENT_SECONDS)
     if told is None:
         return Part.OFFLINE if quiet else Part.INVITED
     return Part.SILENT if quiet else Part.WORKING
-
-
-def _failed(code: str) -> Part:
-    return Part.OFFLINE if code == "UNREACHABLE" else Part.FAILED
 
 
 def told_at(task: Task) -> datetime | None:

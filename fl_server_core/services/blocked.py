@@ -18,14 +18,14 @@ from fl_server_core.lifecycle import (
     TaskState,
     TrainingState,
 )
-from fl_server_core.models import Round, Task, TrainerEvent, Training, User
+from fl_server_core.models import LocalModel, Round, Task, TrainerEvent, Training, User
 from fl_server_core.selectors.parts import Part, heard_at, part_of, told_at
 from fl_server_core.selectors.visibility import is_admin, users_visible_to
 from fl_server_core.services.asking import eligible_now
 from fl_server_core.services.clients import training_missing
 from fl_server_core.services.requirements import Lack
 from fl_server_core.services.round_policy import Step, decide, policy_of
-from fl_server_core.services.rounds import current_round, round_end, round_standing
+from fl_server_core.services.rounds import current_round, round_end, round_standing, updates_held
 from fl_server_core.services.trainings import participants_active
 
 WHO_TOLD, WHO_NAMED = 100, 5
@@ -84,7 +84,12 @@ def blocked_on(*, training: Training, visible_to: User) -> Blocked | None:
     work = round.events.filter(state__in=[EventState.PENDING, EventState.RUNNING]).first()
     if work is not None:
         return look.work(round, work)
-    return look.parts(round) or look.sites(round) or look.server(round.started_at)
+    return (
+        look.parts(round)
+        or look.quarantine(round)
+        or look.sites(round)
+        or look.server(round.started_at)
+    )
 
 
 class _Look:
@@ -170,11 +175,37 @@ class _Look:
         said = f"Round {round.number} waits for {len(tasks)} of {of} {noun}: {named}{more}."
         if until:
             said += f" At {clock(until)}, {then}."
+        if standing.held:
+            said += f" {self._held(round)}"
         since = min(task.created_at for task in tasks)
         eta = self._parts_eta(round, kind, tasks)
         if eta and until:
             eta = min(eta, until)
         return Blocked(code, since, said, until, then, who, eta)
+
+    def quarantine(self, round: Round) -> Blocked | None:
+        """All have answered, and somebody has to decide on what is in quarantine."""
+        held = updates_held(round) if round.phase in OPEN_PHASES else LocalModel.objects.none()
+        first = held.order_by("created_at").first()
+        if first is None:
+            return None
+        until, then = round_end(round, TaskKind.TRAIN), self._then(round, TaskKind.TRAIN)
+        said = f"Round {round.number} waits for a decision. {self._held(round)}"
+        if until:
+            said += f" At {clock(until)}, {then}."
+        who = self._people([self.training.actor])
+        return Blocked("QUARANTINE", first.created_at, said, until, then, who)
+
+    def _held(self, round: Round) -> str:
+        held = updates_held(round).order_by("created_at", "id")
+        names = self._names(list(held.values_list("owner_id", flat=True)))
+        whose = [names.get(update.owner_id) or str(update.owner_id) for update in held[:WHO_NAMED]]
+        more = held.count() - len(whose)
+        named = ", ".join(whose) + (f" and {more} more" if more else "")
+        return (
+            f"In quarantine is what {named} sent: the actor or an admin can release or refuse it "
+            "(POST updates/<id>/release/ or updates/<id>/refuse/; in the admin: Local models)."
+        )
 
     def sites(self, round: Round) -> Blocked | None:
         """An open round in which nobody could be asked yet, or nobody else."""

@@ -41,6 +41,15 @@ class RoundPolicy:
             "choices": ("drop", "wait", "fail"),
         },
     )
+    refused_retries: int = field(
+        default=0,
+        metadata={
+            "doc": "A site whose update was looked at and refused is asked again at once, until it was asked so "
+            "many times more in the round; after that it has failed, and the failure policy decides.",
+            "ge": 0,
+            "le": 100,
+        },
+    )
     max_failure_rate: float | None = field(
         default=None,
         metadata={
@@ -323,11 +332,12 @@ class Standing:
     overdue: bool  # the deadline has passed
     required_missing: int = 0
     extensions: int = 0
+    held: int = 0  # updates in quarantine: somebody may release or refuse them until the deadline
 
     @property
     def asked(self) -> int:
         """Those who were taken out of the training count no more."""
-        return self.open + self.done + self.lost
+        return self.open + self.done + self.lost + self.held
 
 
 class Step(StrEnum):
@@ -350,7 +360,8 @@ def decide(policy: RoundPolicy, now: Standing) -> tuple[Step, str]:
     quorum = now.done >= policy.min_updates and not now.required_missing
     if quorum and policy.buffer_size is not None and now.done >= policy.buffer_size:
         return Step.CLOSE, ""
-    lost = now.lost + (now.open if now.overdue else 0)
+    missing = now.open + now.held
+    lost = now.lost + (missing if now.overdue else 0)
     if policy.failure_policy == "wait":
         if lost:
             return Step.AGAIN, ""
@@ -358,10 +369,13 @@ def decide(policy: RoundPolicy, now: Standing) -> tuple[Step, str]:
         return Step.FAIL, (
             f"TOO_MANY_FAILURES: {lost} of {now.asked} sites failed, {policy.failure_limit:.0%} may"
         )
-    if now.open and not now.overdue:
+    if missing and not now.overdue:
         return Step.WAIT, ""
-    if now.overdue and now.open and policy.at_deadline == "fail":
-        return Step.FAIL, f"DEADLINE_MISSED: {now.open} of {now.asked} sites sent nothing in time"
+    if now.overdue and missing and policy.at_deadline == "fail":
+        held = f", {now.held} updates are in quarantine" if now.held else ""
+        return Step.FAIL, (
+            f"DEADLINE_MISSED: {now.open} of {now.asked} sites sent nothing in time{held}"
+        )
     if quorum:
         return Step.CLOSE, ""
     anybody = now.overdue or now.lost  # else nobody is left who could be asked again

@@ -39,6 +39,7 @@ from fl_server_core.models import (
 )
 from fl_server_core.models.notifications import NotificationType
 from fl_server_core.selectors.gaps import ROUND_FULL
+from fl_server_core.selectors.parts import UPDATE_REFUSED
 from fl_server_core.services.heartbeats import phase_end
 from fl_server_core.services.lateness import late_task
 from fl_server_core.services.metrics import Value, metrics_record, metrics_stored
@@ -52,6 +53,7 @@ from fl_server_core.services.round_policy import (
 from fl_server_core.services.trainings import participants_active
 
 MAX_SAMPLES = 2**31
+OUT = (UpdateState.REFUSED, UpdateState.QUARANTINED)
 MESSAGES = {
     TaskKind.TRAIN: NotificationType.UPDATE_ROUND_START,
     TaskKind.SWAG: NotificationType.SWAG_ROUND_START,
@@ -68,6 +70,7 @@ class Tally:
     open: int
     done: int
     total: int
+    cancelled: int = 0  # as the parts of those whose update is in quarantine are
 
 
 def round_tally(round: Round, kind: TaskKind) -> Tally:
@@ -77,7 +80,10 @@ def round_tally(round: Round, kind: TaskKind) -> Tally:
     if kind == TaskKind.TRAIN and policy.takes_late:
         return _tally_with_late(round, policy, states)
     return Tally(
-        open=states.count(TaskState.OPEN), done=states.count(TaskState.DONE), total=len(states)
+        open=states.count(TaskState.OPEN),
+        done=states.count(TaskState.DONE),
+        total=len(states),
+        cancelled=states.count(TaskState.CANCELLED),
     )
 
 
@@ -262,11 +268,12 @@ def update_accept(
     blob: Blob,
     metrics: Mapping[str, Value],
     beside: Beside = Beside(),
+    checked: bool = True,
 ) -> tuple[LocalModel, bool]:
     """Store an update with its metrics; returns it and whether it is new.
 
     Asked in this order: the same update again is fine, even after the round has moved on; then a
-    closed round; then other bytes from the same participant.
+    closed round; then other bytes from the same participant. One that is not `checked` yet waits for a worker.
     """
     sample_size_check(sample_size)
     replay = update_replayed(
@@ -278,6 +285,7 @@ def update_accept(
         beside=beside.digest,
     )
     if replay is not None:
+        _refuse_again(replay, training)
         return replay, False
     membership_check(training=training, user=owner)
     task = update_check(training=training, owner=owner, number=number)
@@ -298,7 +306,7 @@ def update_accept(
         extras=beside.extras,
         tensors=None if beside.tensors is None else list(beside.tensors),
         mask=beside.mask,
-        state=UpdateState.ACCEPTED if _is_collecting(task) else UpdateState.RECEIVED,
+        state=UpdateState.ACCEPTED if checked and _is_collecting(task) else UpdateState.RECEIVED,
         continues=task.continues,
         chain_samples=sample_size + (task.continues.chain_samples if task.continues else 0),
     )
@@ -315,6 +323,18 @@ def update_accept(
     if task.round.phase == RoundPhase.NOTIFYING:
         move(task.round, RoundPhase.COLLECTING)
     return update, True
+
+
+def _refuse_again(update: LocalModel, training: Training) -> None:
+    """A site that was asked again sends the very update that was refused: that ends its part as it did before."""
+    if update.state != UpdateState.REFUSED:
+        return
+    task = Task.objects.filter(
+        round=update.round_id, user=update.owner_id, kind=TaskKind.TRAIN, state=TaskState.OPEN
+    ).first()
+    waited = task is not None and (task.not_before is None or task.not_before <= timezone.now())
+    if task is not None and waited and update.round.phase in OPEN_PHASES:
+        task_fail(task=task, code=UPDATE_REFUSED, text=update.reason)
 
 
 def updates_consume(updates: Sequence[LocalModel], *, delete: bool) -> list[int]:
@@ -413,6 +433,16 @@ def round_standing(round: Round, kind: TaskKind) -> Standing:
         overdue=overdue,
         required_missing=_required_missing(round, kind),
         extensions=round.extensions,
+        held=updates_held(round).count() if tally.cancelled and kind == TaskKind.TRAIN else 0,
+    )
+
+
+def updates_held(round: Round) -> QuerySet[LocalModel]:
+    """Updates in quarantine of participants who are in: a decision on them would still count."""
+    return LocalModel.objects.filter(
+        round=round,
+        state=UpdateState.QUARANTINED,
+        owner__in=participants_active(round.training),
     )
 
 
@@ -426,7 +456,8 @@ def _required_missing(round: Round, kind: TaskKind) -> int:
         round.tasks.filter(kind=kind, state=TaskState.DONE).values_list("user_id", flat=True)
     )
     if kind == TaskKind.TRAIN:  # a late update may be what came
-        done |= set(round.local_models.values_list("owner_id", flat=True))
+        came = round.local_models.exclude(state__in=OUT)
+        done |= set(came.values_list("owner_id", flat=True))
     return len({user.pk for user in here} - done)
 
 
@@ -454,13 +485,13 @@ def _lost(round: Round, kind: TaskKind) -> QuerySet[Task]:
 
 
 def _unanswered(round: Round, kind: TaskKind, states: Sequence[TaskState]) -> QuerySet[Task]:
-    """Parts in these states of participants who are in, and of whom no late update counts instead."""
+    """Parts in these states of participants who are in, and of whom no update counts, or may yet."""
     parts = round.tasks.filter(
         kind=kind, state__in=states, user__in=participants_active(round.training)
     )
     if kind != TaskKind.TRAIN:
         return parts
-    counted = [UpdateState.ACCEPTED, UpdateState.CONSUMED]
+    counted = [UpdateState.ACCEPTED, UpdateState.CONSUMED, UpdateState.QUARANTINED]
     instead = LocalModel.objects.filter(round=round, state__in=counted)
     return parts.exclude(user__in=instead.values("owner"))
 
@@ -488,7 +519,10 @@ def pause_after(task: Task) -> float:
 
 
 def tasks_reopen(*, round: Round, kind: TaskKind) -> list[Task]:
-    """For a retry: ask everybody at once whose part ended without an answer and who is in; what is done stays."""
+    """For a retry: ask everybody at once whose part ended without an answer and who is in; what is done stays.
+
+    So does what is in quarantine. Who was refused may send another update.
+    """
     closed = [TaskState.FAILED, TaskState.EXPIRED, TaskState.CANCELLED]
     asked = list(_unanswered(round, kind, closed).select_related("user"))
     tasks_ask_again(round, kind, asked, lambda task: 0.0)

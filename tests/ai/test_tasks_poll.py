@@ -61,6 +61,7 @@ def test_a_participant_is_asked_to_train() -> None:
             "round": 0,
             "model": model_of(told),
             "extras": None,
+            "own_updates": {"unused": [], "undecided": []},
             "upload_url": f"/api/models/{told.training.model_id}/",
             "config": {"epochs": 2, "round": 0, "rounds": 3},
             "created_at": task.created_at.isoformat(),

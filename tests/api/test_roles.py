@@ -68,6 +68,8 @@ ALLOWED: dict[str, dict[str, set[str]]] = {
         "patch": {"participant"},
         "delete": {"participant"},
     },
+    "updates/<str:pk>/release/": {"post": OWNER},
+    "updates/<str:pk>/refuse/": {"post": OWNER},
     "models/<str:pk>/calibration/": {"post": INSIDE},
     "calibrations/<str:pk>/": {"get": {"participant"}},
     "inference/": {"post": ALL},
@@ -125,6 +127,7 @@ def world(login, monkeypatch) -> dict[str, Any]:
         "models": running.training.model_id,
         "trainings": running.training.pk,
         "tasks": running.task("grace").pk,
+        "updates": running.round.local_models.get().pk,
     }
 
 

@@ -58,6 +58,46 @@ def test_a_round_that_is_made_twice_begins_both_times_with_the_same(tmp_path: Pa
     assert made[0] == made[1] == [3.0]
 
 
+def told(folder: Path, round: int, *, unused: list[int], undecided: list[int]) -> Context:
+    own = {"unused": unused, "undecided": undecided}
+    return Context({"id": "t", "round": round, "own_updates": own}, lambda _: {}, folder=folder)
+
+
+def control(context: Context) -> list[float]:
+    """c_k, where the server's c is zero."""
+    return [-value for value in Scaffold(context, array(0.0)).correction["w"].tolist()]
+
+
+def test_a_change_that_was_not_used_is_taken_back(tmp_path: Path) -> None:
+    for round, end in enumerate([-1.0, -4.0]):
+        Scaffold(context(tmp_path, round), array(0.0)).finish(array(0.0), array(end), 1.0)
+
+    assert control(told(tmp_path, 2, unused=[], undecided=[])) == [5.0]
+    assert control(told(tmp_path, 2, unused=[1], undecided=[])) == [1.0]
+
+
+def test_a_change_is_taken_back_also_when_that_is_known_only_rounds_later(tmp_path: Path) -> None:
+    Scaffold(context(tmp_path, 0), array(0.0)).finish(array(0.0), array(-1.0), 1.0)
+    for round, end in ((1, -4.0), (2, -16.0)):
+        Scaffold(told(tmp_path, round, unused=[], undecided=[0]), array(0.0)).finish(
+            array(0.0), array(end), 1.0
+        )
+
+    assert control(told(tmp_path, 3, unused=[], undecided=[])) == [21.0]
+    assert control(told(tmp_path, 3, unused=[0], undecided=[])) == [20.0]
+    assert control(told(tmp_path, 3, unused=[0, 2], undecided=[])) == [4.0]
+
+
+def test_several_rounds_in_vain_do_not_cost_what_came_before(tmp_path: Path) -> None:
+    Scaffold(context(tmp_path, 0), array(0.0)).finish(array(0.0), array(-1.0), 1.0)
+    for round in (1, 2, 3):
+        vain = told(tmp_path, round, unused=list(range(1, round)), undecided=[])
+        Scaffold(vain, array(0.0)).finish(array(0.0), array(-9.0), 1.0)
+
+    assert control(told(tmp_path, 4, unused=[1, 2, 3], undecided=[])) == [1.0]
+    assert len(list(tmp_path.rglob("scaffold-*"))) == 2
+
+
 class WithScaffold(Client):
     """One step of size one."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from fl_server_ai.trainer.model_trainer import ModelTrainer
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 class ModelTrainerEvent(ABC):
     """Something that happened. `handle()` works, `next()` says what follows; both may run twice."""
+
+    while_collecting: ClassVar[bool] = (
+        False  # whether there is something to do before the round is complete
+    )
 
     def __init__(self, trainer: ModelTrainer) -> None:
         self.trainer = trainer
