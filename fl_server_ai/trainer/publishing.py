@@ -30,7 +30,6 @@ from fl_server_core.models.trainings import UncertaintyMethod
 from fl_server_core.services.blobs import (
     blob_discard,
     blob_store,
-    blobs_delete_doomed,
     blobs_doom_unreferenced,
 )
 from fl_server_core.services.chains import chain_consume, chain_models
@@ -82,7 +81,6 @@ def aggregate_round(
         len(updates),
         (timezone.now() - started).total_seconds(),
     )
-    blobs_delete_doomed()
 
 
 def _updates(training: Training, round: Round, options: TrainerOptions) -> list[LocalModel]:

@@ -12,6 +12,7 @@ from fl_server_ai.trainer.events import event_kind
 from fl_server_ai.trainer.model_trainer import ModelTrainer
 from fl_server_core.exceptions import AggregationException
 from fl_server_core.lifecycle import OPEN_PHASES, TrainingState
+from fl_server_core.services.blobs import blobs_delete_doomed
 from fl_server_core.services.events import event_claim, event_release, event_renew
 
 log = logging.getLogger("fl.celery")
@@ -53,6 +54,8 @@ def event_work(event_id: int) -> None:
         except Exception as error:
             log.exception("%s: %s failed, attempt %s", where, work.type, work.attempt)
             event_release(event=work, error=f"{type(error).__name__}: {error}")
+        else:
+            blobs_delete_doomed()  # nobody waits for this any more: the next round is open
 
 
 def _passing(error: Exception) -> bool:

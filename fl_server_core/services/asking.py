@@ -17,6 +17,7 @@ from fl_server_core.services.rounds import Starts, deadline_in, tasks_ask
 from fl_server_core.services.sampling import adaptive_seconds, sample_draw
 from fl_server_core.services.trainings import participants_active
 
+REMEMBERING = frozenset({"round_robin", "sticky"})  # draw by who was asked before
 LOOK_BACK = 5  # rounds that an adaptive deadline is made of
 
 
@@ -69,7 +70,7 @@ def round_ask(
             count=policy.clients_per_round or 1,
             fraction=policy.client_fraction or 1.0,
             over=policy.over_selection,
-            history=_history(training),
+            history=_history(training) if policy.sampling in REMEMBERING else None,
             always=policy.required,
         )
     )

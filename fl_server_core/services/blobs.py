@@ -68,16 +68,19 @@ def blobs_doom_unreferenced(*, ids: list[int] | None = None) -> int:
 
 
 def blobs_delete_doomed() -> int:
-    """Delete the files of doomed blobs, then the rows; safe to repeat after a kill at any point."""
+    """Delete the files of doomed blobs, then their rows together; safe to repeat after a kill at any point."""
     storage = weights_storage()
     doomed = list(Blob.objects.filter(doomed_at__isnull=False).order_by("pk")[:1000])
+    if not doomed:
+        return 0
+    rows = Blob.objects.filter(pk__in=[blob.pk for blob in doomed])
     # A mark may be of an unsynced commit; it must not be lost once its file is gone.
-    Blob.objects.filter(pk__in=[blob.pk for blob in doomed]).update(doomed_at=F("doomed_at"))
-    for blob in doomed:
-        with around("blob.delete"):
+    rows.update(doomed_at=F("doomed_at"))
+    with around("blob.delete"):
+        for blob in doomed:
             storage.delete(blob.name)
             reached("blob.delete:file")
-            blob.delete()
+        rows.delete()
     return len(doomed)
 
 

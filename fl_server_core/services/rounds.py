@@ -50,7 +50,7 @@ from fl_server_core.services.round_policy import (
     pause_before,
     policy_of,
 )
-from fl_server_core.services.trainings import participants_active
+from fl_server_core.services.trainings import participants_active, participants_here
 
 MAX_SAMPLES = 2**31
 OUT = (UpdateState.REFUSED, UpdateState.QUARANTINED)
@@ -487,7 +487,7 @@ def _lost(round: Round, kind: TaskKind) -> QuerySet[Task]:
 def _unanswered(round: Round, kind: TaskKind, states: Sequence[TaskState]) -> QuerySet[Task]:
     """Parts in these states of participants who are in, and of whom no update counts, or may yet."""
     parts = round.tasks.filter(
-        kind=kind, state__in=states, user__in=participants_active(round.training)
+        kind=kind, state__in=states, user__in=participants_here(round.training).values("pk")
     )
     if kind != TaskKind.TRAIN:
         return parts

@@ -37,13 +37,16 @@ def training_locked(training_id: uuid.UUID) -> Training:
     )
 
 
+def participants_here(training: Training) -> QuerySet[User]:
+    """Who is in now, for the database to look up: there may be hundreds of them."""
+    return User.objects.filter(
+        memberships__training=training, memberships__removed_at=None, is_active=True
+    )
+
+
 def participants_active(training: Training) -> list[User]:
     """Who is in now, in the order of their ids."""
-    return list(
-        User.objects.filter(
-            memberships__training=training, memberships__removed_at=None, is_active=True
-        ).order_by("pk")
-    )
+    return list(participants_here(training).order_by("pk"))
 
 
 @committing("training.create")
