@@ -19,7 +19,7 @@ ONCE := tests/api/test_admin.py tests/api/test_errors.py tests/api/test_update_f
   tests/ai/test_plugins.py tests/api/test_plugin_trainings.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo serve check test test-sqlite test-postgres test-files test-system test-heavy test-faults fuzz bench papers docs fix clean
+.PHONY: help venv demo serve check test test-sqlite test-postgres test-files test-system test-heavy test-faults fuzz bench papers load docs fix clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -89,6 +89,10 @@ bench: venv ## what the documentation claims about speed and memory
 
 papers: venv ## published results through a real server; PAPERS="P1 --data FOLDER" for some, and where the data lie
 	$(PY) -m benchmarks.papers $(PAPERS)
+
+load: venv ## 500 clients wait, 100 a round, 200 rounds; CLIENTS=60 SAMPLE=12 ROUNDS=5 SERVER=embedded for less
+	$(PY) benchmarks/waiting.py --clients $(or $(CLIENTS),500) --sample $(or $(SAMPLE),100) \
+	  --rounds $(or $(ROUNDS),200) --server $(or $(SERVER),production)
 
 docs: venv ## HTML in docs/_build/html
 	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html

@@ -161,7 +161,9 @@ class Probe(threading.Thread):
         self.seconds[name or call].append(time.monotonic() - began)
 
 
-def training_of(server: Server, people: dict[str, Any], file: Path, rounds: int, sample: int) -> str:
+def training_of(
+    server: Server, people: dict[str, Any], file: Path, rounds: int, sample: int
+) -> str:
     """Created, not started; `sample` of all sites in each round."""
     token = people["actor"]["token"]
     body = {
@@ -355,7 +357,9 @@ def shown(found: dict[str, Any], server: str) -> Table:
     )
     for name, percent in sorted(drift["percent"].items()):
         size = found["memory"].get(name, 0) / 1e6
-        table.add_row(f"growth of {name} ({size:.0f} MB) since round {drift['since']}", f"{percent:+.1f} %")
+        table.add_row(
+            f"growth of {name} ({size:.0f} MB) since round {drift['since']}", f"{percent:+.1f} %"
+        )
     spent = ", ".join(f"{role} {value:.1f}" for role, value in found["cpu"].items())
     table.add_row("CPU seconds", spent)
     return table

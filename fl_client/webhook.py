@@ -22,6 +22,7 @@ TYPES = frozenset(
         "MODEL_TEST_ROUND",
         "TRAINING_FINISHED",
         "CLIENT_REMOVED",
+        "INITIAL_WEIGHTS",
     }
 )
 

@@ -11,6 +11,7 @@ from fl_server.settings.env import (
     env_choice,
     env_int,
     env_list,
+    env_places,
     env_rate,
 )
 
@@ -298,7 +299,17 @@ FL_WEBHOOK_ALLOW_PRIVATE = env_bool(
     default=False,
     about="1 allows webhooks to loopback and private addresses.",
 )
+FL_WEBHOOK_ALLOW = env_places(
+    "FL_WEBHOOK_ALLOW",
+    "Networks, like 10.2.0.0/16, and host names, like hooks.example.org or .example.org for all below it, that "
+    "webhooks may go to although their addresses are private. List only names whose DNS you trust.",
+)
 FL_WEBHOOK_ATTEMPTS = env_int("FL_WEBHOOK_ATTEMPTS", 8, "Attempts at an unreachable webhook.")
+FL_WEBHOOK_PAUSE = env_int(
+    "FL_WEBHOOK_PAUSE",
+    5,
+    "Seconds after the first attempt at an unreachable webhook; twice as long after each, up to 300.",
+)
 FL_WEBHOOK_CONNECT_SECONDS = 5.0
 FL_WEBHOOK_READ_SECONDS = 10.0
 

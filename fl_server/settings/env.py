@@ -1,7 +1,9 @@
 """Reads environment variables, remembers what each is for, and takes secrets from files."""
 
 import errno
+import ipaddress
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +30,16 @@ class Setting:
     about: str
 
 
+@dataclass(frozen=True)
+class Places:
+    """Some of the network, by address or by name."""
+
+    networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+    names: tuple[str, ...] = ()
+
+
 SETTINGS: dict[str, Setting] = {}
+HOST = re.compile(r"\.?[a-z](?:[a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
 
 
 @overload
@@ -93,6 +104,20 @@ def env_list(name: str, default: str, about: str) -> list[str]:
     """Values separated by commas or new lines; blanks are dropped."""
     parts = env(name, default, about).replace("\n", ",").split(",")
     return [part.strip() for part in parts if part.strip()]
+
+
+def env_places(name: str, about: str) -> Places:
+    """Networks and addresses, `10.2.0.0/16`, and host names; `.example.org` is whatever ends with it."""
+    networks, names = [], []
+    for part in env_list(name, "", about):
+        try:
+            networks.append(ipaddress.ip_network(part.strip("[]"), strict=False))
+        except ValueError:
+            if not HOST.fullmatch(part):
+                said = f"{name} has {part!r}; set it to networks (10.2.0.0/16) and host names"
+                raise BadSetting(f"{said}: {about}") from None
+            names.append(part.lower())
+    return Places(tuple(networks), tuple(names))
 
 
 def usable_folder(name: str, folder: Path) -> Path:

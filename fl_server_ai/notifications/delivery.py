@@ -27,13 +27,16 @@ from fl_server_core.exceptions import IllegalMove
 from fl_server_core.killpoints import around
 from fl_server_core.lifecycle import NotificationState, TaskState, move
 from fl_server_core.models import Notification, Task
+from fl_server_core.models.notifications import NotificationType
 from fl_server_core.services.tokens import webhook_secret
 
 log = logging.getLogger("fl.server")
 THREADS = 8
+AT_A_TIME = 50
 # How long a message belongs to who is sending it; longer than a transport may take.
 IN_FLIGHT = timedelta(seconds=30)
-FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0
+LONGEST_PAUSE = 300.0  # seconds
+KEPT_FREE = 2  # threads that no second attempt takes: who is there is told although many are away
 LOOK_SECONDS = 1.0  # how often new messages are looked for while others are being sent
 MAX_ERROR = 2_000
 OnGone = Callable[[Task, str, str], None]
@@ -56,11 +59,12 @@ def next_due() -> datetime | None:
     return waiting.values_list("next_attempt_at", flat=True).first()
 
 
-def deliver_due(*, on_gone: OnGone, limit: int = 50) -> int:
+def deliver_due(*, on_gone: OnGone, limit: int = AT_A_TIME) -> int:
     """Send what is due until nothing is; returns how many were attempted, `limit` at most.
 
     Each message is claimed by one conditional UPDATE, so any number of processes may do this at once.
-    A receiver that doesn't answer keeps one of the threads; the others go on with what is due.
+    A receiver that doesn't answer keeps one of the threads; the others go on with what is due. What has
+    failed before is not tried in all threads at a time.
     `on_gone(task, code, text)` hears of tasks whose client said no or can't be reached.
     """
     attempted = 0
@@ -79,7 +83,10 @@ def _claim_due(most: int) -> list[int]:
     if most <= 0:
         return []
     due = first_in_line().filter(next_attempt_at__lte=timezone.now()).order_by("id")
-    return [pk for pk in due.values_list("pk", flat=True)[:most] if _claim(pk)]
+    ids = due.values_list("pk", flat=True)
+    fresh = list(ids.filter(attempt=0)[:most])
+    again = list(ids.filter(attempt__gt=0)[: max(0, most - len(fresh) - KEPT_FREE)])
+    return [pk for pk in fresh + again if _claim(pk)]
 
 
 def _claim(pk: int) -> bool:
@@ -160,8 +167,8 @@ def _again(notification: Notification, error: str, on_gone: OnGone) -> None:
 
 
 def pause(attempt: int) -> timedelta:
-    """After the first attempt 5 s, then twice as long each time up to 300 s, give or take a fifth."""
-    seconds = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(attempt - 1, 10))
+    """After the first attempt FL_WEBHOOK_PAUSE, then twice as long each time up to 300 s, give or take a fifth."""
+    seconds = min(LONGEST_PAUSE, settings.FL_WEBHOOK_PAUSE * 2 ** min(attempt - 1, 10))
     spread = random.uniform(0.8, 1.2)  # noqa: S311 - spreads retries, keeps no secret
     return timedelta(seconds=seconds * spread)
 
@@ -192,6 +199,8 @@ def message_of(notification: Notification, url: str) -> Message:
         deadline = notification.task.round.deadline
         body["task_id"] = str(notification.task_id)
         body["deadline"] = deadline.isoformat() if deadline else None
+    if notification.type == NotificationType.INITIAL_WEIGHTS:
+        body["upload_url"] = f"/api/tasks/{notification.task_id}/result/"
     raw = json.dumps(body).encode()
     timestamp = str(int(time.time()))
     secret = webhook_secret(user=notification.receiver).encode()

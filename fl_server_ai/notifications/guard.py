@@ -18,6 +18,7 @@ ROUTED = ipaddress.ip_network("2000::/3")  # whatever else IPv6 has is not the i
 DOCUMENTATION = ipaddress.ip_network("3fff::/20")
 MAX_ADDRESSES = 4  # tried one after the other
 SocketOption = typing.Any
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def is_public(address: str) -> bool:
@@ -34,13 +35,34 @@ def is_public(address: str) -> bool:
     return found.is_global and not found.is_multicast
 
 
+def is_allowed(host: str, address: str) -> bool:
+    """Whether FL_WEBHOOK_ALLOW names this address, or this host: then all but link-local addresses.
+
+    What is no route to a host, like multicast, never is.
+    """
+    found: Address = ipaddress.ip_address(address.split("%")[0])
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped:
+        found = found.ipv4_mapped
+    if found.is_multicast or found.is_unspecified:
+        return False
+    places = settings.FL_WEBHOOK_ALLOW
+    if any(found in network for network in places.networks):
+        return True
+    named = host.lower().rstrip(".")
+    listed = any(f".{named}".endswith(n) if n[0] == "." else named == n for n in places.names)
+    return listed and not found.is_link_local  # there the metadata services of clouds are
+
+
 def checked_addresses(host: str, port: int, seconds: float) -> list[str]:
-    """The addresses of `host`. One that is not public refuses them all, before anything connects."""
+    """The addresses of `host`. One where nothing may go refuses them all, before anything connects."""
     addresses = _resolve(host, port, seconds)
     if not settings.FL_WEBHOOK_ALLOW_PRIVATE:
         for address in addresses:
-            if not is_public(address):
-                raise Rejected(f"ADDRESS_REFUSED: {host} is {address}, which is not public")
+            if not is_public(address) and not is_allowed(host, address):
+                raise Rejected(
+                    f"ADDRESS_REFUSED: {host} is {address}, which is not public; the server's operator "
+                    "may allow it (FL_WEBHOOK_ALLOW)"
+                )
     return addresses[:MAX_ADDRESSES]
 
 

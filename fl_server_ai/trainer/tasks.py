@@ -2,7 +2,8 @@
 
 from celery import shared_task
 
-from fl_server_ai.dispatch import dispatch_event
+from fl_server_ai.dispatch import dispatch_event, dispatch_notifications
+from fl_server_ai.notifications.delivery import AT_A_TIME
 from fl_server_ai.services.notifications import notifications_deliver
 from fl_server_ai.services.reconciler import sweep
 
@@ -23,8 +24,9 @@ def process_trainer_task(event_id: int) -> None:
 
 @shared_task(name="fl_server_ai.trainer.tasks.deliver_notifications")
 def deliver_notifications() -> None:
-    """Deliver the webhook messages that are due."""
-    notifications_deliver()
+    """Deliver the webhook messages that are due; of hundreds some, and the next call goes on with the rest."""
+    if notifications_deliver() >= AT_A_TIME:
+        dispatch_notifications()
 
 
 @shared_task(name="fl_server_ai.trainer.tasks.reconcile")

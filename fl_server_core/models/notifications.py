@@ -12,7 +12,7 @@ from fl_server_core.models.trainings import Training
 
 
 class NotificationType(models.TextChoices):
-    """Names in the wire contract."""
+    """Names in the wire contract; INITIAL_WEIGHTS is ours, and only where a client gives the weights."""
 
     TRAINING_START = "TRAINING_START"
     UPDATE_ROUND_START = "UPDATE_ROUND_START"
@@ -20,6 +20,7 @@ class NotificationType(models.TextChoices):
     MODEL_TEST_ROUND = "MODEL_TEST_ROUND"
     TRAINING_FINISHED = "TRAINING_FINISHED"
     CLIENT_REMOVED = "CLIENT_REMOVED"
+    INITIAL_WEIGHTS = "INITIAL_WEIGHTS"
 
 
 class Notification(models.Model):

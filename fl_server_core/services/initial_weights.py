@@ -11,8 +11,10 @@ from fl_server_core.lifecycle import OPEN_PHASES, TaskKind, TaskState, TrainingS
 from fl_server_core.models import Blob, GlobalModel, ModelVersion, Round, Task, User
 from fl_server_core.services.asking import eligible_now
 from fl_server_core.services.blobs import blobs_doom_unreferenced
+from fl_server_core.services.notifications import notifications_queue
 from fl_server_core.services.round_policy import RoundPolicy, policy_of
 from fl_server_core.services.rounds import (
+    MESSAGES,
     deadline_in,
     pause_after,
     round_end,
@@ -28,7 +30,7 @@ def initial_ask(round: Round) -> tuple[list[Task], bool]:
     """Ask one participant for the weights: (new parts, whether somebody is asked or may be later).
 
     Who fails or is late is followed by another, in an order drawn from the training's seed; who has an
-    endpoint for messages comes last, as there is none that says this. With the failure policy "wait" they are
+    endpoint for messages comes last: receivers older than that message may not know it. With the failure policy "wait" they are
     asked again, one at a time, when all have failed.
     """
     policy = policy_of(round.policy)
@@ -45,6 +47,13 @@ def initial_ask(round: Round) -> tuple[list[Task], bool]:
     tasks: list[Task] = []
     if left:
         tasks = [Task.objects.create(round=round, user=left[0], kind=KIND, number=round.number)]
+        notifications_queue(
+            training=round.training,
+            type=MESSAGES[KIND],
+            receivers=left[:1],
+            round=round.number,
+            tasks=tasks,
+        )
     else:
         tasks = _ask_one_again(round, there, anew=policy.failure_policy == "wait")
     if tasks:

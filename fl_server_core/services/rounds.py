@@ -58,6 +58,7 @@ MESSAGES = {
     TaskKind.TRAIN: NotificationType.UPDATE_ROUND_START,
     TaskKind.SWAG: NotificationType.SWAG_ROUND_START,
     TaskKind.EVALUATE: NotificationType.MODEL_TEST_ROUND,
+    TaskKind.INITIAL_WEIGHTS: NotificationType.INITIAL_WEIGHTS,
 }
 # By the participant's id, the update that he goes on from; None: the global model.
 Starts = Mapping[uuid.UUID, LocalModel | None]

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import ipaddress
 import json
 import socket
 import ssl
@@ -9,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ import trustme
 from django.utils import timezone
 
 from fl_client.webhook import Gate
+from fl_server.settings.env import BadSetting, Places, env_places
+from fl_server_ai import dispatch
 from fl_server_ai.notifications import delivery, guard
 from fl_server_ai.notifications.transports import (
     TRANSPORTS,
@@ -27,80 +30,16 @@ from fl_server_ai.notifications.transports import (
 )
 from fl_server_ai.services.notifications import notifications_deliver
 from fl_server_ai.services.trainings import training_clients_remove
+from fl_server_ai.trainer import tasks
 from fl_server_core.lifecycle import NotificationState, RoundPhase, TaskState, TrainingState, move
 from fl_server_core.models import Notification, Round, Task, TrainerEvent, User
 from fl_server_core.services.tokens import webhook_secret
 from fl_server_core.services.trainings import training_add_clients
+from tests.ai.test_policy_joining import announced, provide
+from tests.endpoints import Behave, Endpoint, answering, hanging_up
 from tests.scenes import Scene, scene
 
-Behave = Callable[[BaseHTTPRequestHandler], None]
 in_database = pytest.mark.django_db(transaction=True)
-
-
-def answering(status: int, **headers: str) -> Behave:
-    def behave(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
-        for name, value in headers.items():
-            handler.send_header(name, value)
-        handler.send_header("Content-Length", "2")
-        handler.end_headers()
-        handler.wfile.write(b"{}")
-
-    return behave
-
-
-def hanging_up(handler: BaseHTTPRequestHandler) -> None:
-    """No answer at all: for the sender, nobody is there."""
-
-
-class Endpoint:
-    """A client's HTTP server on loopback; `behave` says how it answers, by default and by path."""
-
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
-        self.behave: Behave = answering(200)
-        self.at: dict[str, Behave] = {}
-        self.requests: list[tuple[str, dict[str, str], bytes]] = []
-        self.connections = 0
-        self.release = threading.Event()
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def setup(self) -> None:
-                endpoint.connections += 1
-                super().setup()
-
-            def do_POST(self) -> None:
-                raw = self.rfile.read(int(self.headers["Content-Length"]))
-                endpoint.requests.append((self.path, dict(self.headers.items()), raw))
-                endpoint.at.get(self.path, endpoint.behave)(self)
-
-            def log_message(self, format: str, *args: Any) -> None: ...
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                """Senders hang up on slow endpoints; that is what is tested."""
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        if tls is not None:
-            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
-        self.port = self.server.server_port
-        self.url = f"http://127.0.0.1:{self.port}/hook"
-        self._thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
-        self._thread.start()
-
-    def messages(self, path: str | None = None) -> list[dict[str, Any]]:
-        return [json.loads(raw) for at, _, raw in self.requests if path in {None, at}]
-
-    def types(self, path: str | None = None) -> list[str]:
-        return [message["notification_type"] for message in self.messages(path)]
-
-    def close(self) -> None:
-        self.release.set()
-        self.server.shutdown()
-        self.server.server_close()
-        self._thread.join()
 
 
 @pytest.fixture
@@ -168,6 +107,46 @@ def test_a_message_has_the_fields_of_the_wire_contract_and_a_signature_over_its_
         "sha256=" + hmac.new(secret, signed, hashlib.sha256).hexdigest()
     )
     assert (row.state, row.last_status, row.attempt) == ("delivered", 200, 1)
+
+
+@in_database
+def test_who_is_to_give_the_weights_is_told_where_to_send_them(endpoint: Endpoint) -> None:
+    told = announced("ada", endpoint=endpoint.url)
+
+    notifications_deliver()
+
+    task = told.task("ada", "initial_weights")
+    _, asked = endpoint.messages()
+    assert endpoint.types() == ["TRAINING_START", "INITIAL_WEIGHTS"]
+    assert asked["body"] == {"round": 0, "global_model_uuid": str(told.training.model_id)}
+    assert (asked["task_id"], asked["upload_url"]) == (
+        str(task.pk),
+        f"/api/tasks/{task.pk}/result/",
+    )
+    provide(told, "ada")
+    notifications_deliver()
+    assert endpoint.types()[2:] == ["UPDATE_ROUND_START"]
+
+
+@in_database
+def test_who_does_not_know_the_message_about_weights_is_followed_by_another(
+    endpoint: Endpoint,
+) -> None:
+    told = announced("ada", "grace", endpoint=endpoint.url)
+    paths_apart(told, endpoint)
+    first = told.round.tasks.get().user.username
+    (second,) = {"ada", "grace"} - {first}
+
+    def unknown(handler: BaseHTTPRequestHandler) -> None:
+        known = endpoint.types(f"/{first}")[-1] != "INITIAL_WEIGHTS"
+        answering(200 if known else 400)(handler)
+
+    endpoint.at = {f"/{first}": unknown}
+
+    notifications_deliver()
+
+    assert told.task(first, "initial_weights").failure == "REJECTED: answered 400"
+    assert endpoint.types(f"/{second}") == ["TRAINING_START", "INITIAL_WEIGHTS"]
 
 
 @in_database
@@ -265,7 +244,14 @@ def test_a_port_where_nobody_listens_is_unreachable(settings: Any) -> None:
         deliver(f"http://127.0.0.1:{port}/")
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1", "localhost", "2130706433", "0x7f.1", "0177.0.0.1", "017700000001", "127.1",
+        "0x7f000001", "[::1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::ffff:a9fe:a9fe]",
+        "[64:ff9b::7f00:1]", "[fe80::1%251]", "[2002:7f00:1::]",
+    ],
+)  # fmt: skip
 def test_loopback_is_refused_and_nothing_connects(
     endpoint: Endpoint, settings: Any, host: str
 ) -> None:
@@ -319,6 +305,74 @@ def test_addresses_off_the_internet_are_refused(address: str) -> None:
 )
 def test_addresses_on_the_internet_are_not(address: str) -> None:
     assert guard.is_public(address)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "host", "address"),
+    [
+        ("10.2.0.0/16", "any.example", "10.2.3.4"),
+        ("10.2.3.4", "any.example", "::ffff:10.2.3.4"),
+        ("fd00::/8", "any.example", "fd00::1"),
+        ("[fd00::1]", "any.example", "fd00::1"),
+        ("169.254.0.0/16", "any.example", "169.254.7.7"),
+        ("hooks.example", "Hooks.Example.", "10.2.3.4"),
+        (".example", "hooks.example", "192.168.0.1"),
+        ("other.example\n10.0.0.0/8", "any.example", "10.2.3.4"),
+    ],
+)
+def test_what_the_operator_lists_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, settings: Any, allowed: str, host: str, address: str
+) -> None:
+    monkeypatch.setenv("FL_WEBHOOK_ALLOW", allowed)
+    settings.FL_WEBHOOK_ALLOW = env_places("FL_WEBHOOK_ALLOW", "")
+
+    assert guard.is_allowed(host, address)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "host", "address"),
+    [
+        ("", "hooks.example", "10.2.3.4"),
+        ("10.2.0.0/16", "hooks.example", "10.3.0.1"),
+        ("10.2.0.0/16", "hooks.example", "64:ff9b::10.2.3.4"),
+        ("hooks.example", "evil-hooks.example", "10.2.3.4"),
+        ("hooks.example", "hooks.example.evil.test", "10.2.3.4"),
+        (".example", "evilexample", "10.2.3.4"),
+        ("hooks.example", "hooks.example", "169.254.169.254"),
+        ("hooks.example", "hooks.example", "fe80::1%eth0"),
+        ("0.0.0.0/0,::/0", "hooks.example", "0.0.0.0"),  # noqa: S104
+        ("0.0.0.0/0,::/0", "hooks.example", "224.0.0.1"),
+    ],
+)
+def test_what_the_operator_does_not_list_is_not(
+    monkeypatch: pytest.MonkeyPatch, settings: Any, allowed: str, host: str, address: str
+) -> None:
+    monkeypatch.setenv("FL_WEBHOOK_ALLOW", allowed)
+    settings.FL_WEBHOOK_ALLOW = env_places("FL_WEBHOOK_ALLOW", "")
+
+    assert not guard.is_allowed(host, address)
+
+
+@pytest.mark.parametrize("value", ["10.2.0.0/33", "https://hooks.example", "1.2.3", "a,*"])
+def test_a_list_that_cannot_be_read_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("FL_WEBHOOK_ALLOW", value)
+
+    with pytest.raises(BadSetting, match="set it to networks"):
+        env_places("FL_WEBHOOK_ALLOW", "where webhooks may go")
+
+
+def test_a_listed_network_is_delivered_to_and_nothing_else_private(
+    endpoint: Endpoint, settings: Any
+) -> None:
+    settings.FL_WEBHOOK_ALLOW_PRIVATE = False
+    settings.FL_WEBHOOK_ALLOW = Places((ipaddress.ip_network("127.0.0.1/32"),))
+
+    assert deliver(endpoint.url) == 200
+    with pytest.raises(Rejected, match="ADDRESS_REFUSED"):
+        deliver(f"http://[::1]:{endpoint.port}/hook")
+    assert endpoint.connections == 1
 
 
 def resolving(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
@@ -499,6 +553,52 @@ def test_an_endpoint_that_hangs_delays_nobody_else(endpoint: Endpoint, settings:
     notifications_deliver()
 
     assert saw == [True, True]
+
+
+@in_database
+def test_who_is_away_again_and_again_delays_nobody_who_is_there(
+    endpoint: Endpoint, settings: Any
+) -> None:
+    """More of them than there are threads, and none of them is given up while the others are told."""
+    settings.FL_WEBHOOK_READ_SECONDS = 60.0
+    dead = [f"dead-{n}" for n in range(delivery.THREADS + 2)]
+    told = scene(*dead, "grace", endpoint=endpoint.url)
+    paths_apart(told, endpoint)
+    Notification.objects.exclude(receiver=told.sites["grace"]).update(attempt=1)
+    grace_is_served = threading.Event()
+    saw: list[bool] = []
+
+    def hanging(handler: BaseHTTPRequestHandler) -> None:
+        saw.append(grace_is_served.wait(20))
+        answering(200)(handler)
+
+    def quick(handler: BaseHTTPRequestHandler) -> None:
+        answering(200)(handler)
+        if endpoint.types("/grace")[-1] == "UPDATE_ROUND_START":
+            grace_is_served.set()
+
+    endpoint.at = {**{f"/{name}": hanging for name in dead}, "/grace": quick}
+
+    notifications_deliver()
+
+    assert len(saw) >= len(dead)
+    assert all(saw)
+
+
+@in_database
+def test_of_hundreds_of_messages_the_next_call_sends_the_rest(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene(*(f"site-{i}" for i in range(3)), endpoint=endpoint.url)
+    hints: list[str] = []
+    monkeypatch.setitem(dispatch._senders, "none", lambda task, _: hints.append(task))
+    monkeypatch.setattr(tasks, "AT_A_TIME", 6)
+
+    tasks.deliver_notifications()
+    tasks.deliver_notifications()
+
+    assert hints == [dispatch.DELIVER]
+    assert len(endpoint.requests) == 6
 
 
 @in_database

@@ -183,10 +183,10 @@ def test_a_requirement_that_means_nothing_is_refused(require, pointer) -> None:
 # --- initial weights ---------------------------------------------------------------------------
 
 
-def announced(*names: str, **options: Any) -> Scene:
+def announced(*names: str, endpoint: str = "", **options: Any) -> Scene:
     """A started training of a model without weights."""
     actor = person("actor", actor=True)
-    sites = {name: person(name, client=True) for name in names}
+    sites = {name: person(name, client=True, message_endpoint=endpoint) for name in names}
     model = model_announce(owner=actor, name="new", description="")
     training = training_create(
         actor=actor,

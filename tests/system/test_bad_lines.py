@@ -3,6 +3,7 @@
 import hashlib
 import resource
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.system
 MB = 2**20
 SIZES = [
     pytest.param(32 * MB, id="32 MB"),
-    pytest.param(1024 * MB, id="1 GB", marks=pytest.mark.heavy),
+    pytest.param(1024 * MB, id="1 GB", marks=[pytest.mark.heavy, pytest.mark.timeout(1200)]),
 ]
 
 
@@ -32,6 +33,12 @@ def large(path: Path, size: int) -> str:
     save_file({"w": draw.standard_normal(size // 4, np.float32)}, path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def peak(server: Process) -> int:
+    """The largest resident size of the server's process so far, in bytes."""
+    lines = Path(f"/proc/{server.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def killed_halfway(server: Process, line: BadLine, size: int) -> threading.Thread:
@@ -49,13 +56,14 @@ def killed_halfway(server: Process, line: BadLine, size: int) -> threading.Threa
 
 @pytest.mark.parametrize("size", SIZES)
 def test_an_update_over_a_line_that_breaks_arrives_with_few_extra_bytes(
-    tmp_path: Path, size: int
+    tmp_path: Path, size: int, record_property: Callable[[str, object], None]
 ) -> None:
     digest = large(tmp_path / "update.safetensors", size)
     embedded = Embedded(tmp_path)
     with embedded.serving() as server:
         _, actor = register(embedded.base, "researcher", actor=True)
         site, token = register(embedded.base, "site", client=True)
+        small = peak(server)
         with http(embedded.base, actor) as researcher:
             with (tmp_path / "update.safetensors").open("rb") as file:
                 made = researcher.post(
@@ -80,12 +88,17 @@ def test_an_update_over_a_line_that_breaks_arrives_with_few_extra_bytes(
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
         killer.join()
         line.close()
+        record_property("extra bytes", f"{line.up - size} of {size}, {line.cuts} cuts")
+        record_property(
+            "memory", f"client {grown / MB:.1f} MB, server {(peak(server) - small) / MB:.1f} MB"
+        )
 
         ((stored,),) = embedded.rows("select digest from fl_server_core_localmodel")
         assert (sent["received"], stored) == (1, digest)
         assert line.cuts >= 3
         assert line.up <= 1.05 * size, f"{line.up / size - 1:.1%} extra after {line.cuts} cuts"
         assert grown < 32 * MB
+        assert peak(server) - small < 64 * MB
         until(lambda: _state(embedded, actor, training) == "C", "the end of the training")
 
 

@@ -38,13 +38,14 @@ class Embedded:
         self.base = f"http://127.0.0.1:{self.port}"
 
     @contextlib.contextmanager
-    def serving(self, *arguments: str) -> Iterator[Process]:
-        env = environment(
-            FL_DATA_DIR=str(self.data),
-            FL_OPEN_REGISTRATION="1",
-            FL_ADMIN_PASSWORD="not a secret here",
-            FL_SWEEP_SECONDS="1",
-        )
+    def serving(self, *arguments: str, **settings: str) -> Iterator[Process]:
+        usual = {
+            "FL_DATA_DIR": str(self.data),
+            "FL_OPEN_REGISTRATION": "1",
+            "FL_ADMIN_PASSWORD": "not a secret here",
+            "FL_SWEEP_SECONDS": "1",
+        }
+        env = environment(**usual, **settings)
         command = [sys.executable, "manage.py", "serve", "--port", str(self.port), *arguments]
         with started(command, env=env, log=self.folder / "serve.log", cwd=ROOT) as process:
             process.wait_for("Serving at")
