@@ -23,6 +23,7 @@ log = logging.getLogger("fl.client")
 
 Form = Sequence[tuple[str, str]]
 PROTOCOL = "1"
+SILENCE = 60.0  # seconds without a byte after which a line counts as broken
 _AGAIN = (429, 502, 503, 504)
 _LONGEST_RETRY_AFTER = 300.0
 _NO_TLS = (
@@ -74,7 +75,7 @@ class Transport:
             verify=trust(self.address, ca),
             trust_env=not self.address.loopback,
             # Per chunk, not per transfer: a slow line is fine as long as it moves.
-            timeout=httpx.Timeout(60.0, connect=5.0, pool=None),
+            timeout=httpx.Timeout(SILENCE, connect=5.0, pool=None),
             headers={
                 "User-Agent": "fl-client/0.1.0",
                 "X-FL-Protocol": PROTOCOL,

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import select
 import socket
 import struct
 import threading
@@ -14,13 +15,15 @@ class BadLine:
     """A TCP proxy on loopback with a limited rate that cuts every connection after some bytes.
 
     `up` and `down` count what it took from the client and from the server. Half of the cuts are resets,
-    which lose what is under way. `whole` lets everything pass.
+    which lose what is under way. The first `silent` ones are neither: nothing passes any more, and nobody is
+    told. `whole` lets everything pass.
     """
 
     backend: tuple[str, int]
     rate: float  # bytes a second, each way
     every: int  # about so many bytes between two cuts
     latency: float = 0.01  # seconds, once a connection
+    silent: int = 0
     seed: int = 1
     whole: bool = False
     up: int = 0
@@ -77,11 +80,15 @@ class BadLine:
                     )
                     line.passed += len(data)
                     if line.passed > line.lives and not self.whole:
-                        self.cuts += not line.cut
+                        if not line.cut:
+                            line.silent = self.cuts < self.silent
+                            self.cuts += 1
                         line.cut = True
                 if line.cut:
                     break
                 sink.sendall(data)
+        if line.cut and line.silent:
+            line.outwait()
         line.end()
 
 
@@ -93,6 +100,14 @@ class _Line:
     reset: bool
     passed: int = 0
     cut: bool = False
+    silent: bool = False
+
+    def outwait(self) -> None:
+        """Until the client has given up."""
+        gone = select.poll()
+        with contextlib.suppress(OSError, ValueError):  # it is closed already
+            gone.register(self.client, select.POLLRDHUP)
+            gone.poll(300_000)
 
     def end(self) -> None:
         """Close both ways; a reset does not wait for what was sent."""
