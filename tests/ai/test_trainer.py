@@ -10,7 +10,7 @@ from django.utils import timezone
 from fl_server_ai.services.reconciler import sweep
 from fl_server_ai.services.training_options import TrainerOptions
 from fl_server_ai.services.trainings import training_create, training_start
-from fl_server_ai.trainer import publishing
+from fl_server_ai.trainer import publishing, working
 from fl_server_ai.trainer.events import ModelTestFinished, TrainingRoundFinished
 from fl_server_ai.trainer.events.training_round_finished import follow_up
 from fl_server_ai.trainer.model_trainer import ModelTrainer
@@ -230,7 +230,7 @@ def test_files_of_updates_go_by_option_and_their_rows_stay(delete: bool) -> None
 
 
 def test_a_kill_between_publishing_and_deleting_leaves_the_files_to_the_sweep(monkeypatch) -> None:
-    monkeypatch.setattr(publishing, "blobs_delete_doomed", lambda: None)  # killed before it
+    monkeypatch.setattr(working, "blobs_delete_doomed", lambda: None)  # killed before it
     running = scene(skip_model_tests=True)
     complete(running)
     running.work()
