@@ -296,6 +296,7 @@ def report(
         },
         "drift": {"since": since, "percent": watch.drift(since)},
         "memory": watch.samples[-1].rss if watch.samples else {},
+        "series": watch.series(),
         "cpu": spent,
     }
 

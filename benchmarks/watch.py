@@ -101,6 +101,14 @@ class Watch(threading.Thread):
                         sample.rss[f"{role} {process.pid}"] = size
         return sample
 
+    def series(self) -> dict[str, dict[int, int]]:
+        """By process: its memory in each round, at the last look in it."""
+        found: dict[str, dict[int, int]] = defaultdict(dict)
+        for sample in self.samples:
+            for name, size in sample.rss.items():
+                found[name][sample.round] = size
+        return dict(found)
+
     def drift(self, since: int) -> dict[str, float]:
         """By process: percent that its memory grew from round `since` to the last, by a fitted line."""
         after = [sample for sample in self.samples if sample.round >= since]
