@@ -10,10 +10,12 @@ from django.core.files.uploadhandler import FileUploadHandler
 from django.http import HttpRequest
 from rest_framework.request import Request
 
+from fl_server_core.connections import connection_release
 from fl_server_core.exceptions import Invalid, OutOfSpace, TooLarge
 from fl_server_core.storage import out_of_space, staging_path
 
 CHUNK = 2**20
+QUICK = 2**16  # bytes of a body that is here already, or as good as
 STAGED = "fl.staged"  # in a request's META
 FORM_OVERHEAD = 2**20  # what field names and boundaries may add
 
@@ -62,6 +64,12 @@ class StagingUploadHandler(FileUploadHandler):
     def __init__(self, request: Any = None) -> None:
         super().__init__(request)
         self.staged: StagedFile | None = None
+
+    def handle_raw_input(
+        self, input_data: Any, meta: Any, content_length: int, *args: Any, **kwargs: Any
+    ) -> None:
+        if content_length > QUICK:
+            connection_release()  # the body may take hours
 
     def new_file(self, *args: Any, **kwargs: Any) -> None:
         super().new_file(*args, **kwargs)

@@ -90,13 +90,24 @@ def sqlite(path: Path) -> dict[str, object]:
     }
 
 
+FL_DATABASE_CONNECTIONS = env_int(
+    "FL_DATABASE_CONNECTIONS",
+    0,
+    "Connections that one process has to PostgreSQL at a time, 10 or more; its other threads wait for them. "
+    "0 = no limit.",
+)
+
+
 def _from_url(url: str) -> dict[str, object]:
     try:
         # Connections are not kept: hundreds of threads, one each.
-        return dict(dj_database_url.parse(url))
+        found = dict(dj_database_url.parse(url))
     except ValueError:  # its text and its traceback would quote the password
         said = "set it to postgres://user:password@host/name"
         raise BadSetting(f"FL_DATABASE_URL is no address of a database; {said}") from None
+    if FL_DATABASE_CONNECTIONS and found["ENGINE"] == "django.db.backends.postgresql":
+        found["ENGINE"] = "fl_server.postgres"
+    return found
 
 
 DATABASES: dict[str, object] = {

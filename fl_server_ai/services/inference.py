@@ -24,6 +24,7 @@ from fl_server_ai.uncertainty import UNCERTAINTY
 from fl_server_ai.uncertainty import Kind as Draws
 from fl_server_ai.uncertainty.options import CommonOptions, merge_options
 from fl_server_core.commits import unsynced
+from fl_server_core.connections import connection_release
 from fl_server_core.exceptions import Conflict, Invalid, NotFound, Unusable
 from fl_server_core.lifecycle import EventState
 from fl_server_core.models import Blob, GlobalModel, InferenceJob, LocalModel, Training, User
@@ -42,7 +43,8 @@ UPLOAD = (
     "POST models/"
 )
 ENDED = (EventState.DONE, EventState.FAILED)
-FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.05
+SOON = 0.25  # seconds; who waits longer does so without a connection
+FIRST_PAUSE, LONGEST_PAUSE, LATE_PAUSE = 0.01, 0.05, 0.5
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,10 @@ def inference_wait(*, job: InferenceJob, seconds: float) -> InferenceJob:
             job_keep(job=found)
             return found
         # A tenth of what it has taken: the answer comes at most that much later than it could.
-        pause = min(max(FIRST_PAUSE, past / 10), LONGEST_PAUSE, seconds - past)
+        longest = LONGEST_PAUSE if past < SOON else LATE_PAUSE
+        pause = min(max(FIRST_PAUSE, past / 10), longest, seconds - past)
+        if past >= SOON:
+            connection_release()
         wakeups.wait(user, seen, pause, look=False)
 
 

@@ -1,6 +1,9 @@
 """Taking in updates and metrics: read, check, make durable, commit, and only then acknowledge."""
 
+import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -10,6 +13,7 @@ from fl_server_ai.received.form import Form
 from fl_server_ai.services.intake import published, update_received
 from fl_server_ai.services.rounds import round_advance
 from fl_server_ai.services.training_options import checks_updates, wanted_of
+from fl_server_core.connections import connection_release
 from fl_server_core.exceptions import Conflict, NotFound, NotPermitted, Unusable
 from fl_server_core.killpoints import committing, reached
 from fl_server_core.lifecycle import TaskKind, UpdateState
@@ -21,6 +25,9 @@ from fl_server_core.services.metrics import Value, metric_names_check, metrics_r
 from fl_server_core.services.round_policy import policy_of
 from fl_server_core.services.trainings import training_locked
 from fl_server_core.services.uploads import upload_taken, upload_used
+
+AT_ONCE = 4  # updates that one process takes in at a time
+_turns = threading.Semaphore(AT_ONCE)
 
 
 @dataclass(frozen=True)
@@ -88,9 +95,12 @@ def update_submit(
         said = base_version if form.base_version is None else form.base_version
         return _base(training, task, said)
 
-    with update_received(file, sha256=sha256, training=training, wanted=wanted, base=base) as (
-        received,
-        form,
+    with (
+        _turn(),
+        update_received(file, sha256=sha256, training=training, wanted=wanted, base=base) as (
+            received,
+            form,
+        ),
     ):
         if form.kind in ("subset", "sparse") and training.options.get("daisy_chain_period"):
             raise Unusable(
@@ -133,6 +143,18 @@ def update_submit(
     if not created:
         _discard(stored)
     return receipt
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """One of the few whose update is read and stored just now. Hundreds come at once, and each locks the training."""
+    if not _turns.acquire(blocking=False):
+        connection_release()
+        _turns.acquire()
+    try:
+        yield
+    finally:
+        _turns.release()
 
 
 def _discard(blobs: list[Blob]) -> None:

@@ -9,10 +9,11 @@ from datetime import timedelta
 from pathlib import Path
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
+from fl_server_core.connections import connection_release
 from fl_server_core.exceptions import (
     ChecksumMismatch,
     Conflict,
@@ -109,7 +110,7 @@ def upload_append(
             offset=found,
         )
     Upload.objects.filter(pk=upload.pk).update(expires_at=timezone.now() + KEPT)
-    _release_connection()
+    connection_release()  # the bytes may take hours
     with parts.writing() as write, around("upload.append"):
         if checksum is None:
             offset = _receive(write, blocks, offset, upload.length)
@@ -119,12 +120,6 @@ def upload_append(
     if offset == upload.length:
         upload_finish(upload)
     return offset
-
-
-def _release_connection() -> None:
-    """The bytes may take hours; nobody's database connection waits for them."""
-    if not connection.in_atomic_block:
-        connection.close()
 
 
 def _receive(

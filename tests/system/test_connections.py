@@ -1,0 +1,86 @@
+"""A process has only so many connections to PostgreSQL, and loses none of its slots."""
+
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connection
+
+from fl_server.postgres.base import DatabaseWrapper, Slots
+from tests.system.servers import Postgres
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+def connect(
+    postgres: Postgres, django_db_blocker: Any
+) -> Iterator[Callable[[Slots], DatabaseWrapper]]:
+    url = postgres.create(f"connections_{time.monotonic_ns()}")
+    host, name = url.rpartition("@")[2].replace("%2F", "/").rsplit("/", 1)
+    settings = {**connection.settings_dict, "ENGINE": "fl_server.postgres", "OPTIONS": {}}
+    settings |= {"NAME": name, "HOST": host, "USER": "postgres", "PASSWORD": "", "PORT": ""}
+
+    def make(slots: Slots) -> DatabaseWrapper:
+        made = DatabaseWrapper(settings, "default")
+        made.inc_thread_sharing()
+        made.slots = slots
+        return made
+
+    with django_db_blocker.unblock():
+        yield make
+
+
+def asked(wrapper: DatabaseWrapper) -> int:
+    with wrapper.cursor() as cursor:
+        cursor.execute("SELECT 7")
+        return int(cursor.fetchone()[0])
+
+
+def test_who_finds_none_free_waits_until_another_closes(
+    connect: Callable[[Slots], DatabaseWrapper],
+) -> None:
+    slots = Slots(1)
+    first, second = connect(slots), connect(slots)
+    assert asked(first) == 7
+    answers: list[int] = []
+    waiting = threading.Thread(target=lambda: answers.append(asked(second)))
+
+    waiting.start()
+    waiting.join(0.3)
+    before = list(answers)
+    first.close()
+    waiting.join(20)
+    first.close()  # again: gives nothing back that is not there
+
+    assert (before, answers) == ([], [7])
+    third = connect(Slots(1, seconds=0.0))
+    third.slots = slots
+    slots._seconds = 0.0
+    with pytest.raises(OperationalError, match="all 1 connections of this process"):
+        asked(third)
+    second.close()
+    assert asked(third) == 7
+    third.close()
+
+
+def test_a_connection_that_was_lost_or_never_made_gives_its_slot_back(
+    connect: Callable[[Slots], DatabaseWrapper],
+) -> None:
+    slots = Slots(1, seconds=5.0)
+    unmade = connect(slots)
+    unmade.settings_dict = {**unmade.settings_dict, "NAME": "no_such_database"}
+    with pytest.raises(OperationalError, match="no_such_database"):
+        asked(unmade)
+    lost = connect(slots)
+    assert asked(lost) == 7
+
+    del lost  # as when its thread ends without closing it
+    gc.collect()
+
+    last = connect(slots)
+    assert asked(last) == 7
+    last.close()
