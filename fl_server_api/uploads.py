@@ -66,7 +66,12 @@ class StagingUploadHandler(FileUploadHandler):
         self.staged: StagedFile | None = None
 
     def handle_raw_input(
-        self, input_data: Any, meta: Any, content_length: int, *args: Any, **kwargs: Any
+        self,
+        input_data: Any,
+        META: dict[str, str],  # noqa: N803 - Django's name
+        content_length: int,
+        boundary: str,
+        encoding: str | None = None,
     ) -> None:
         if content_length > QUICK:
             connection_release()  # the body may take hours

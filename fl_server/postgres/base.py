@@ -51,7 +51,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     def _close(self) -> Any:
         try:
-            return super()._close()
+            return super()._close()  # type: ignore[misc]  # a hook of Django that its stubs leave out
         finally:
             if self._given_back is not None:
                 self._given_back()
