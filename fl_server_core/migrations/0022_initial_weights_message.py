@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('fl_server_core', '0020_storage_bytes'),
+        ('fl_server_core', '0021_another_update_after_a_refused_one'),
     ]
 
     operations = [
