@@ -87,6 +87,8 @@ class Folder:
             return mean_of_float64(again, weights)
         blocks = self.blocks(sources, run, start, count)
         total, wide = self._sum[:count], self._wide[:count]
+        if len(sources) == 1:
+            return wide.copy_(next(blocks))
         exact = all(weight < EXACT_WEIGHT and weight == int(weight) for weight in weights)
         for index, (block, weight) in enumerate(zip(blocks, weights, strict=True)):
             wide.copy_(block)

@@ -77,23 +77,23 @@ def mean_of(values: "Tensor") -> "Tensor":
 
     Where all are alike, that value, bit for bit.
     """
-    k = len(values)
-    total = _sum(values).div_(k)
+    total = _mean(values)
     if values.element_size() == 8 and not total.isfinite().all():
         # Each number loses nothing but bits far below the largest.
-        total = total.where(total.isfinite(), _sum(values * 2.0**-16) / k * 2.0**16)
-    return total.where(values[0] != values[-1], values[0].double())
-
-
-def _sum(values: "Tensor") -> "Tensor":
-    """(block,) float64, added one row after the other."""
-    if values.is_cuda:
-        total = values[0].double()
-        for row in values[1:]:
-            total += row.double()
-        return total
-    from fl_server_ai.aggregation.ranking import summed
-
-    total = values.new_empty(values.shape[1], dtype=values[:0].double().dtype)
-    summed((values if values.element_size() >= 4 else values.float()).numpy(), total.numpy())
+        total = total.where(total.isfinite(), _mean(values * 2.0**-16) * 2.0**16)
     return total
+
+
+def _mean(values: "Tensor") -> "Tensor":
+    """Added one row after the other."""
+    if not values.is_cuda:
+        from fl_server_ai.aggregation.ranking import mean_over
+
+        wide = values if values.element_size() >= 4 else values.float()
+        mean: Tensor = values.new_empty(values.shape[1:], dtype=wide[:0].double().dtype)
+        mean_over(wide.numpy(), mean.numpy())
+        return mean
+    total = values[0].double()
+    for row in values[1:]:
+        total += row.double()
+    return (total / len(values)).where(values[0] != values[-1], values[0].double())

@@ -68,7 +68,7 @@ def _ambiguous(rows: Array, ranks: Array) -> bool:
     """Whether NaN or zeros of both signs may have made other bits than a sort of all bits does."""
     if np.isnan(ranks[0]).any():  # one NaN in a column makes all its ranks NaN
         return True
-    lowest = np.iinfo(rows.dtype).min  # the bits of -0
+    lowest = -(2 ** (8 * rows.itemsize - 1))  # the bits of -0
     return bool((ranks == 0).any() and (rows == lowest).any())
 
 
@@ -104,15 +104,21 @@ def by_sorting(rows: Array, target: Array, first: int) -> None:
         turn(out)
 
 
-def summed(rows: Array, total: npt.NDArray[np.float64]) -> None:
-    """(k, width) floats to their sums in `total`, each added in the order of the rows.
+def mean_over(rows: Array, mean: npt.NDArray[np.float64]) -> None:
+    """(k, width), sorted in each column, to (width,): added in the order of the rows, alike ones kept.
 
-    NumPy does that for two columns and more; one alone it would add in pairs.
+    NumPy adds in that order for two columns and more; one alone it would add in pairs.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # that is looked at afterwards
-        if rows.shape[1] == 1:
-            total[0] = 0.0
-            for number in rows[:, 0]:
-                total += number
-        else:
-            np.add.reduce(rows, axis=0, dtype=np.float64, out=total)
+    k, width = rows.shape
+    if width == 1:
+        two = np.empty(2)
+        mean_over(rows.repeat(2, axis=1), two)
+        mean[0] = two[0]
+        return
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at that
+        for start in range(0, width, 4 * COLUMNS):
+            part, out = rows[:, start : start + 4 * COLUMNS], mean[start : start + 4 * COLUMNS]
+            np.add.reduce(part, axis=0, dtype=np.float64, out=out)
+            out /= k
+            if rows.itemsize == 8 or (out == 0).any():  # else sums of what is alike are exact
+                np.copyto(out, part[0], where=part[0] == part[-1])
