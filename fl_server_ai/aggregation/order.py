@@ -93,7 +93,7 @@ def _mean(values: "Tensor") -> "Tensor":
         mean: Tensor = values.new_empty(values.shape[1:], dtype=wide[:0].double().dtype)
         mean_over(wide.numpy(), mean.numpy())
         return mean
-    total = values[0].double()
+    total = values[0].double().clone()
     for row in values[1:]:
         total += row.double()
     return (total / len(values)).where(values[0] != values[-1], values[0].double())
