@@ -108,6 +108,17 @@ class Bench:
                 names, reason = [], reason or "does not fit"
             case = {"rule": rule, "n": n, "p": p, "decode": decode, "reason": reason}
             self.cases.append(case | self.pairs(folder, n, p, rule, ours, peers, names))
+            self.save()
+
+    def save(self) -> str:
+        """Everything so far, also as a table; a run that is ended early leaves what it has."""
+        results = ROOT / "benchmarks" / "results"
+        results.mkdir(exist_ok=True)
+        measured = json.dumps({"machine": self.about, "cases": self.cases}, indent=1)
+        (results / "aggregation.json").write_text(measured)
+        table = report.markdown(self.cases, self.about)
+        (results / "aggregation.md").write_text(table)
+        return table
 
     def pairs(
         self,
@@ -164,15 +175,8 @@ def main() -> None:
     bench = Bench(given, console)
     bench.run()
     console.print(report.terminal(bench.cases, bench.about), report.others(bench.cases))
-    results = ROOT / "benchmarks" / "results"
-    results.mkdir(exist_ok=True)
-    table = report.markdown(bench.cases, bench.about)
-    (results / "aggregation.json").write_text(
-        json.dumps({"machine": bench.about, "cases": bench.cases}, indent=1)
-    )
-    (results / "aggregation.md").write_text(table)
     if given.docs:
-        renew(ROOT / "docs" / "explanation" / "performance.md", table)
+        renew(ROOT / "docs" / "explanation" / "performance.md", bench.save())
 
 
 if __name__ == "__main__":
