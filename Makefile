@@ -19,7 +19,7 @@ ONCE := tests/api/test_admin.py tests/api/test_errors.py tests/api/test_update_f
   tests/ai/test_plugins.py tests/api/test_plugin_trainings.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo serve check test test-sqlite test-postgres test-files test-system test-heavy test-faults fuzz bench papers load docs fix clean
+.PHONY: help venv demo serve check test test-sqlite test-postgres test-files test-system test-heavy test-faults fuzz bench bench-server papers load docs fix clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -80,8 +80,10 @@ fuzz: venv ## ten minutes of hostile files, guided by coverage; SECONDS=60 for l
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[fuzz]'
 	$(PY) -m tests.fuzz.containers -max_total_time=$(or $(SECONDS),600)
 
-bench: venv ## what the documentation claims about speed and memory
-	$(PY) benchmarks/aggregation.py
+bench: venv ## ours beside flwr, nvflare and plain torch: 15 minutes, up to 10 GB of disk; QUICK=1: two
+	$(PY) benchmarks/aggregation.py $(if $(QUICK),--quick,--docs)
+
+bench-server: venv ## whole rounds, uploads and archives, as the documentation has them
 	$(PY) benchmarks/rounds.py --server embedded
 	$(PY) benchmarks/rounds.py --server production
 	$(PY) benchmarks/upload.py
@@ -102,6 +104,6 @@ fix: venv ## format, and repair what can be repaired
 	$(PY) -m ruff format .
 
 clean: ## remove what was built or cached; data stays
-	rm -rf .venv build dist fl_client/build fl_client/*.egg-info docs/_build docs/reference/_generated
+	rm -rf .venv .bench-venv build dist fl_client/build fl_client/*.egg-info docs/_build docs/reference/_generated
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,6 +15,7 @@ from fl_server_ai.aggregation.beside import Extras
 from fl_server_ai.aggregation.blocks import FLOATS, Draft, UpdateChanged, UpdateFile
 from fl_server_ai.aggregation.crew import Progress, run_all
 from fl_server_ai.aggregation.device import resolve, single_threaded_torch, thread_count
+from fl_server_ai.aggregation.distances import of_distances, suffices
 from fl_server_ai.aggregation.files import Files
 from fl_server_ai.aggregation.gram import inner_products
 from fl_server_ai.aggregation.integers import POLICIES
@@ -159,7 +160,10 @@ def _run(
         stack.callback(state.close)
         gram = None
         if strategy.needs_gram and files.base is not None:
-            gram = inner_products(files.base, files.sources, device, floats, threads)
+            if strategy.needs_distances and suffices(floats, len(files.sources), device):
+                gram = of_distances(files.sources, device, floats, threads)
+            else:
+                gram = inner_products(files.base, files.sources, device, floats, threads)
         metas = [update.meta for update in files.updates]
         if strategy.needs_largest and files.base is not None:
             found = largest(files.base, files.sources, device, floats, threads, block)

@@ -64,7 +64,7 @@ class Folder:
         self._sum = torch.empty(elements, dtype=torch.float64, device=device)
         self._wide = torch.empty(elements, dtype=torch.float64, device=device)
         self._store: Tensor | None = None
-        self._matrices: dict[tuple[str, int, int], Tensor] = {}
+        self._matrices: dict[tuple[str, int, int], tuple[Tensor, list[memoryview]]] = {}
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def on_device(self) -> AbstractContextManager[object]:
@@ -87,6 +87,8 @@ class Folder:
             return mean_of_float64(again, weights)
         blocks = self.blocks(sources, run, start, count)
         total, wide = self._sum[:count], self._wide[:count]
+        if len(sources) == 1:
+            return wide.copy_(next(blocks))
         exact = all(weight < EXACT_WEIGHT and weight == int(weight) for weight in weights)
         for index, (block, weight) in enumerate(zip(blocks, weights, strict=True)):
             wide.copy_(block)
@@ -117,11 +119,15 @@ class Folder:
                 self._store = torch.empty(
                     size * run.itemsize, dtype=torch.uint8, device=self.device
                 )
-            flat = self._store[: size * run.itemsize].view(FLOATS[run.dtype])
-            self._matrices[key] = flat.view(key[1], count)
-        rows = self._matrices[key]
-        for row, block in zip(rows, self.blocks(sources, run, start, count), strict=True):
-            row.copy_(block)
+            flat = self._store[: size * run.itemsize]
+            lines = [] if flat.is_cuda else [line.numpy().data for line in flat.view(key[1], -1)]
+            self._matrices[key] = flat.view(FLOATS[run.dtype]).view(key[1], count), lines
+        rows, lines = self._matrices[key]
+        for line, source in zip(lines, sources, strict=False):  # straight to its place
+            source.read_into(line, run.offset + start * run.itemsize)
+        if not lines:
+            for row, block in zip(rows, self.blocks(sources, run, start, count), strict=True):
+                row.copy_(block)
         return rows
 
     def result(self, values: Tensor, run: Run) -> tuple[Tensor, memoryview]:

@@ -10,13 +10,20 @@ from fl_server_ai.aggregation.crew import run_all
 from fl_server_ai.aggregation.fold import Folder
 
 STRIPES = 8  # partial sums; fixed, so that the result does not depend on the number of threads
-TILE = 32  # updates; the products below a tile on the diagonal are not worked out but mirrored
-BUDGET = 8 << 20  # bytes of float64 rows a thread holds
+TILE = 24  # updates; the products above a tile on the diagonal are not worked out but mirrored
+READ = 8 << 20  # bytes that a thread reads at a time, counted as float32
+CACHED = 2 << 20  # bytes of float64 rows that are multiplied at a time
+
+
+def chunk_length(updates: int) -> int:
+    """Numbers multiplied at a time: like the stripes, it depends on nothing but the number of updates."""
+    return max(256, min(16_384, CACHED // (8 * updates)))
 
 
 def block_length(updates: int) -> int:
-    """Numbers a block: like the stripes, it depends on nothing but the number of updates."""
-    return max(256, min(65_536, BUDGET // (8 * updates)))
+    """Numbers a block: whole chunks."""
+    chunk = chunk_length(updates)
+    return chunk * max(1, min(65_536, READ // (4 * updates)) // chunk)
 
 
 def stripes(floats: Sequence[Run], updates: int) -> list[list[tuple[Run, int, int]]]:
@@ -31,12 +38,13 @@ def stripes(floats: Sequence[Run], updates: int) -> list[list[tuple[Run, int, in
 
 
 class GramWorker:
-    """The buffers of one thread: the float64 rows of a block, and one block read from a file."""
+    """The buffers of one thread: a block as it was read, and a chunk of it as float64 rows."""
 
     def __init__(self, device: torch.device, updates: int) -> None:
         length = block_length(updates)
         self.folder = Folder(device, length, 8)
-        self._rows = torch.empty((updates, length), dtype=torch.float64, device=device)
+        self._chunk = length if device.type == "cuda" else chunk_length(updates)
+        self._rows = torch.empty(updates * self._chunk, dtype=torch.float64, device=device)
 
     def partial(
         self, base: Source, sources: Sequence[Source], stripe: Sequence[tuple[Run, int, int]]
@@ -46,16 +54,17 @@ class GramWorker:
         total = torch.zeros((n, n), dtype=torch.float64, device=self._rows.device)
         with self.folder.on_device():
             for run, start, count in stripe:
-                rows = self._rows[:, :count]
                 x = self.folder.mean([base], [1], run, start, count)
-                blocks = self.folder.blocks(sources, run, start, count)
-                for row, block in zip(rows, blocks, strict=True):
-                    row.copy_(block).sub_(x)
-                for top in range(0, n, TILE):
-                    above = slice(top, top + TILE)
-                    total[above, top:] += rows[above] @ rows[top:].T
-        upper = total.triu().cpu()
-        return upper + upper.triu(1).T
+                block = self.folder.matrix(sources, run, start, count)
+                for first in range(0, count, self._chunk):
+                    part = slice(first, min(first + self._chunk, count))
+                    rows = self._rows[: n * (part.stop - first)].view(n, -1)
+                    rows.copy_(block[:, part]).sub_(x[part])
+                    for top in range(0, n, TILE):
+                        beside = slice(top, top + TILE)
+                        total[top:, beside] += rows[top:] @ rows[beside].T
+        lower = total.tril().cpu()
+        return lower + lower.tril(-1).T
 
 
 def inner_products(

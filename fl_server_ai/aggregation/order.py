@@ -2,7 +2,7 @@
 
 Of a few updates, a sorting network (Batcher's merge exchange, Knuth 5.2.2M) compares whole rows, so that each
 comparison is one pass of vector instructions, and comparisons that do not lead to a wanted rank are left out.
-Of more, NumPy sorts the columns, also with vector instructions; its partition is slower up to hundreds.
+Of more, each column is sorted, also with vector instructions; selecting is slower up to hundreds.
 Numbers are compared as integers that sort as the floats do: bits, not values, so -0 < +0 and either way
 makes the bytes of a full sort.
 """
@@ -13,45 +13,29 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-NETWORK = 16  # updates; beyond, sorting is faster
-COLUMNS = {True: 16_384, False: 4096}  # a pass of the network; of sorting
+    from fl_server_ai.aggregation.ranking import Comparison
+
+NETWORK = 32  # updates; beyond, sorting is faster
 INTEGERS = {1: "char", 2: "short", 4: "int", 8: "long"}
-Comparison = tuple[
-    int, int, bool, bool
-]  # two rows, and whether the smaller and the larger are needed
 
 
 def ranked(rows: "Tensor", first: int, last: int) -> "Tensor":
     """(n, block) floats to (last - first, block): of each column the ranks from `first` to before `last`."""
-    count, width = rows.shape
     whole = getattr(rows[:0, :0], INTEGERS[rows.element_size()])().dtype
-    result: Tensor = rows.new_empty((last - first, width))
-    target = result.view(whole)
-    compare = count <= NETWORK and not rows.is_cuda
-    for start in range(0, width, COLUMNS[compare]):
-        part = slice(start, start + COLUMNS[compare])
-        keys = _turn(rows[:, part].view(whole))
-        if compare:
-            _by_network(target[:, part], keys, first, last)
-        elif rows.is_cuda:
-            target[:, part] = _turn(keys.sort(dim=0).values[first:last])
-        else:
-            columns = keys.T.contiguous()
-            columns.numpy().sort(axis=1)
-            target[:, part] = _turn(columns[:, first:last]).T
+    if rows.is_cuda:
+        there: Tensor = _turn(_turn(rows.view(whole)).sort(dim=0).values[first:last])
+        return there.view(rows.dtype)
+    # Not at the top: strategies are listed by processes that load neither torch nor NumPy.
+    from fl_server_ai.aggregation.ranking import by_network, by_sorting
+
+    result: Tensor = rows.new_empty((last - first, rows.shape[1]))
+    keys, target = rows.view(whole).numpy(), result.view(whole).numpy()
+    if len(rows) <= NETWORK:
+        floats = rows.element_size() in (4, 8)  # NumPy compares halves one by one
+        by_network(keys, target, network(len(rows), first, last), first, floats)
+    else:
+        by_sorting(keys, target, first)
     return result
-
-
-def _by_network(target: "Tensor", keys: "Tensor", first: int, last: int) -> None:
-    lines = list(keys.unbind(0))
-    for a, b, smaller, larger in network(len(keys), first, last):
-        x, y = lines[a], lines[b]
-        if smaller:
-            lines[a] = x.minimum(y)
-        if larger:
-            lines[b] = x.maximum(y)
-    for line, key in zip(target, lines[first:last], strict=True):
-        line.copy_(_turn(key))
 
 
 def _turn(bits: "Tensor") -> "Tensor":
@@ -62,7 +46,7 @@ def _turn(bits: "Tensor") -> "Tensor":
 
 
 @lru_cache(maxsize=32)
-def network(count: int, first: int, last: int) -> tuple[Comparison, ...]:
+def network(count: int, first: int, last: int) -> "tuple[Comparison, ...]":
     """Comparisons that bring the wanted ranks of `count` rows to their places."""
     needed = set(range(first, last))
     kept: list[Comparison] = []
@@ -93,17 +77,23 @@ def mean_of(values: "Tensor") -> "Tensor":
 
     Where all are alike, that value, bit for bit.
     """
-    k = len(values)
-    total = _sum(values, 1.0) / k
-    if (
-        not total.isfinite().all()
-    ):  # float64 only; each number loses nothing but bits far below the largest
-        total = total.where(total.isfinite(), _sum(values, 2.0**-16) / k * 2.0**16)
-    return total.where(values[0] != values[-1], values[0].double())
-
-
-def _sum(values: "Tensor", scale: float) -> "Tensor":
-    total = values[0].double() * scale
-    for row in values[1:]:
-        total += row.double() * scale
+    total = _mean(values)
+    if values.element_size() == 8 and not total.isfinite().all():
+        # Each number loses nothing but bits far below the largest.
+        total = total.where(total.isfinite(), _mean(values * 2.0**-16) * 2.0**16)
     return total
+
+
+def _mean(values: "Tensor") -> "Tensor":
+    """Added one row after the other."""
+    if not values.is_cuda:
+        from fl_server_ai.aggregation.ranking import mean_over
+
+        wide = values if values.element_size() >= 4 else values.float()
+        mean: Tensor = values.new_empty(values.shape[1:], dtype=wide[:0].double().dtype)
+        mean_over(wide.numpy(), mean.numpy())
+        return mean
+    total = values[0].double().clone()
+    for row in values[1:]:
+        total += row.double()
+    return (total / len(values)).where(values[0] != values[-1], values[0].double())

@@ -92,6 +92,8 @@ class Strategy(Generic[OptionsT]):
     Options: ClassVar[type[Any]] = NoOptions
     paper: ClassVar[str] = ""  # arXiv id
     needs_gram: ClassVar[bool] = False
+    # Of the Gram matrix it uses distances between updates alone: any origin does.
+    needs_distances: ClassVar[bool] = False
     mode: ClassVar[str] = "sync"  # the mode that trainings with this strategy have by default
     # Whether stale updates are moved to where they would be, had they started from the current model.
     rebases: ClassVar[bool] = True

@@ -116,6 +116,23 @@ def test_a_float32_mean_is_correctly_rounded(
         assert abs(Fraction(float(value)) - exact) <= ulp * (Fraction(1, 2) + Fraction(1, 2**24))
 
 
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_no_neighbour_is_nearer_to_the_exact_mean(tmp_path: Path, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(9)
+    rows = [(1 + torch.rand(300, generator=generator, dtype=torch.float64)) for _ in range(6)]
+    models = [{"w": row.to(dtype)} for row in rows]
+    sizes = [60_000, 1, 77, 2**20 - 1, 3, 999_983]
+
+    got = average(tmp_path, models, sizes)["w"]
+
+    bits = got.view({8: torch.int64, 4: torch.int32, 2: torch.int16}[dtype.itemsize])
+    around = [(bits + step).view(dtype).double().tolist() for step in (0, -1, 1)]
+    for index, (mean, *neighbours) in enumerate(zip(*around, strict=True)):
+        exact = exact_mean([model["w"][index].item() for model in models], sizes)
+        off = abs(Fraction(mean) - exact)
+        assert all(off <= abs(Fraction(other) - exact) for other in neighbours)
+
+
 def test_a_float64_mean_is_correctly_rounded_even_when_terms_cancel(tmp_path: Path) -> None:
     generator = np.random.default_rng(3)
     big = generator.standard_normal(200) * 1e12

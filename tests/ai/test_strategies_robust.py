@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fl_server_ai.aggregation import order
-from fl_server_ai.aggregation.order import ranked
+from fl_server_ai.aggregation.distances import FEW
+from fl_server_ai.aggregation.order import mean_of, ranked
 from fl_server_core.exceptions import AggregationException
 from tests.ai.strategy_files import Array, Lab, cloud
 
@@ -230,6 +231,42 @@ def test_ranks_are_those_of_a_full_sort_bit_for_bit(n: int, dtype: torch.dtype) 
         assert torch.equal(got.view(whole), expected[first:last].view(whole))
 
 
+ODD = [0.0, -0.0, 1.0, -1.0, math.nan, -math.nan, math.inf, -math.inf, 2.0**-1074, 2.0**-149]
+
+
+@pytest.mark.parametrize("dtype", FLOATS[:4], ids=str)
+@pytest.mark.parametrize("n", [2, 7, 32, 33])
+def test_ranks_keep_the_bits_of_numbers_that_do_not_compare(n: int, dtype: torch.dtype) -> None:
+    generator = np.random.default_rng(n)
+    rows = torch.from_numpy(generator.choice(ODD, size=(n, 300))).to(dtype)
+    rows[:, 200:] = torch.from_numpy(generator.choice(ODD[:4], size=(n, 100))).to(dtype)
+    whole = {8: torch.int64, 4: torch.int32, 2: torch.int16}[dtype.itemsize]
+    keys = rows.view(whole).to(torch.int64)
+    keys = torch.where(keys < 0, torch.iinfo(whole).min - keys - 1, keys)
+    expected = rows.view(whole).gather(0, keys.sort(dim=0).indices)
+
+    got = ranked(rows, n // 3, n)
+
+    assert torch.equal(got.view(whole), expected[n // 3 :])
+
+
+@pytest.mark.parametrize("dtype", FLOATS[:4], ids=str)
+def test_the_mean_of_ranks_is_the_same_in_blocks_of_any_width(dtype: torch.dtype) -> None:
+    values = torch.randn(40, 20_000, generator=torch.Generator().manual_seed(2)).to(dtype)
+    values = values.double().sort(dim=0).values.to(dtype)
+    values[:, 7], values[:, 8] = -0.0, torch.finfo(dtype).max
+    expected = values[0].double().clone()
+    for row in values[1:]:
+        expected += row.double()
+    expected = (expected / 40).where(values[0] != values[-1], values[0].double())
+
+    parts = [slice(0, 1), slice(1, 3), slice(3, 300), slice(300, 20_000)]
+    got = torch.cat([mean_of(values[:, part]) for part in parts])
+
+    assert torch.equal(got.view(torch.int64), expected.view(torch.int64))
+    assert torch.equal(mean_of(values).view(torch.int64), expected.view(torch.int64))
+
+
 @pytest.mark.parametrize("n", [5, 50])
 def test_network_and_sort_make_the_same_bytes(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     rows = torch.randn(n, 20_000, generator=torch.Generator().manual_seed(0)).round(decimals=1)
@@ -240,6 +277,40 @@ def test_network_and_sort_make_the_same_bytes(monkeypatch: pytest.MonkeyPatch, n
         made.append(ranked(rows, n // 4, n - n // 4).view(torch.int32))
 
     assert torch.equal(*made)
+
+
+# A step that all make together, what sets them apart, and how far the worst is off.
+APART = [(0.0, 1.0), (1.0, 1e-3), (1e3, 0.1), (0.0, 1e-25), (0.0, 1e25)]
+
+
+@pytest.mark.parametrize(("shared", "apart"), APART, ids=str)
+@pytest.mark.parametrize("n", [9, FEW + 1])
+def test_krum_of_float32_finds_the_one_that_exact_distances_find(
+    tmp_path: Path, n: int, shared: float, apart: float
+) -> None:
+    generator = np.random.default_rng(n)
+    steps = generator.standard_normal((n, 3_000))
+    steps *= np.linspace(1.0, 1.02, n)[generator.permutation(n), None]
+    rows = (shared + apart * steps).astype(np.float32)
+    expected = krum_scores(rows.astype(np.float64), 2).argmin()
+
+    got = Lab(tmp_path, "Krum", f=2).step(
+        torch.full((3_000,), shared), [torch.from_numpy(row) for row in rows]
+    )
+
+    np.testing.assert_array_equal(got, rows[expected])
+
+
+def test_krum_of_float32_is_the_same_for_any_number_of_threads(tmp_path: Path) -> None:
+    rows = [torch.randn(300_000, generator=torch.Generator().manual_seed(k)) for k in range(5)]
+    rows[3] *= 1e25
+
+    made = [
+        Lab(tmp_path, "MultiKrum", f=1).step(torch.zeros(300_000), rows, threads=threads)
+        for threads in (1, 3)
+    ]
+
+    np.testing.assert_array_equal(*made)
 
 
 def test_krum_takes_the_first_of_equally_good_ones(tmp_path: Path) -> None:

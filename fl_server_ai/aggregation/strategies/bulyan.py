@@ -38,7 +38,7 @@ class Bulyan(Strategy[BulyanOptions]):
 
     Options = BulyanOptions
     paper = "1802.07927"
-    needs_gram = True
+    needs_gram = needs_distances = True
     assumes = "n >= 4 f + 3"
 
     def fewest(self) -> int:

@@ -42,7 +42,7 @@ class Krum(Strategy[KrumOptions]):
 
     Options = KrumOptions
     paper = "1703.02757"
-    needs_gram = True
+    needs_gram = needs_distances = True
     assumes = "n >= 2 f + 3"
 
     def fewest(self) -> int:

@@ -38,7 +38,7 @@ class MultiKrum(Strategy[MultiKrumOptions]):
 
     Options = MultiKrumOptions
     paper = "1703.02757"
-    needs_gram = True
+    needs_gram = needs_distances = True
     assumes = "n >= 2 f + 3 and n >= m"
 
     def fewest(self) -> int:
