@@ -1,11 +1,12 @@
 """Inner products of all updates, for rules that compare them (Krum, geometric median, clipping)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fl_server_ai.aggregation.blocks import Run, Source
+from fl_server_ai.aggregation.crew import run_all
 from fl_server_ai.aggregation.fold import Folder
 
 STRIPES = 8  # partial sums; fixed, so that the result does not depend on the number of threads
@@ -55,3 +56,44 @@ class GramWorker:
                     total[above, top:] += rows[above] @ rows[top:].T
         upper = total.triu().cpu()
         return upper + upper.triu(1).T
+
+
+def partial_products(
+    base: Source,
+    sources: Sequence[Source],
+    device: torch.device,
+    floats: Sequence[Run],
+    threads: int,
+    chosen: Sequence[int] = range(STRIPES),
+) -> dict[int, Tensor]:
+    """(n, n) float64 for each chosen stripe, in one pass over what belongs to those."""
+    n = len(sources)
+    dealt = stripes(floats, n)
+    partial: dict[int, Tensor] = {}
+
+    def worker() -> Callable[[int], None]:
+        crew_member = GramWorker(device, n)
+
+        def add(index: int) -> None:
+            partial[index] = crew_member.partial(base, sources, dealt[index])
+
+        return add
+
+    run_all(list(chosen), threads, worker, None)
+    return partial
+
+
+def total(partial: Mapping[int, Tensor]) -> Tensor:
+    """The sum of all stripes, always taken in the same order, whoever worked them out."""
+    return torch.stack([partial[index] for index in range(STRIPES)]).sum(dim=0)
+
+
+def inner_products(
+    base: Source,
+    sources: Sequence[Source],
+    device: torch.device,
+    floats: Sequence[Run],
+    threads: int,
+) -> Tensor:
+    """(n, n) float64: products of (update - base) over all float numbers, in one pass over the files."""
+    return total(partial_products(base, sources, device, floats, threads))
