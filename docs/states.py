@@ -45,7 +45,10 @@ PICTURES = {
             "done": (1.3, 5, 5), "failed": (2.4, 0, 5),
         },
         frozenset({"done", "failed"}),
-        {("failed", "collecting"): "retry", ("collecting", "skipped"): "skip"},
+        {
+            ("failed", "collecting"): "retry", ("collecting", "skipped"): "skip",
+            ("aggregating", "collecting"): "lost updates",
+        },
         {("skipped", "failed"): 4.5},
     ),
     "TaskState": Picture(

@@ -4,9 +4,9 @@
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from celery import current_app
+from celery import current_app, group
 from django.conf import settings
 from django.db import transaction
 from kombu.exceptions import KombuError
@@ -15,6 +15,7 @@ from fl_server_core.killpoints import around
 
 log = logging.getLogger("fl.server")
 PROCESS = "fl_server_ai.trainer.tasks.process_trainer_task"
+SLICE = "fl_server_ai.trainer.tasks.process_slice"
 DELIVER = "fl_server_ai.trainer.tasks.deliver_notifications"
 INFERENCE = "fl_server_ai.inference.tasks.run_inference"
 Sender = Callable[[str, list[int]], None]
@@ -26,6 +27,15 @@ def _send_celery(task: str, args: list[int]) -> None:
         current_app.signature(task, args=args).apply_async(retry=False, ignore_result=True)
     except (OSError, KombuError) as error:
         log.warning("hint %s%s not sent (%s); the reconciler will find the row", task, args, error)
+
+
+def _send_group(task: str, ids: Sequence[int]) -> None:
+    """One message for each id, as a group; never raises either."""
+    try:
+        messages = group(current_app.signature(task, args=[one]) for one in ids)
+        messages.apply_async(retry=False, ignore_result=True)
+    except (OSError, KombuError) as error:
+        log.warning("hints %s%s not sent (%s); the reconciler will find them", task, ids, error)
 
 
 def _send_nowhere(task: str, args: list[int]) -> None:
@@ -48,6 +58,20 @@ def _send(step: str, task: str, ids: list[int]) -> None:
 def dispatch_event(event_id: int) -> None:
     """Hint, once the transaction has committed, that this trainer event waits."""
     transaction.on_commit(lambda: _send("hint.event", PROCESS, [event_id]), robust=True)
+
+
+def dispatch_slices(ids: Sequence[int]) -> None:
+    """Hint, once the transaction has committed, that these slices wait: whoever is free takes one."""
+
+    def send() -> None:
+        with around("hint.slices"):
+            if settings.FL_EXECUTOR == "celery":
+                _send_group(SLICE, ids)
+            else:
+                for one in ids:
+                    _senders[settings.FL_EXECUTOR](SLICE, [one])
+
+    transaction.on_commit(send, robust=True)
 
 
 def dispatch_notifications() -> None:

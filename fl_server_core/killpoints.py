@@ -24,11 +24,12 @@ COMMITS = (
     "event.give_up", "training.pause", "training.resume", "training.cancel", "training.retry",
     "training.delete", "clients.add", "clients.remove", "client.join", "initial.accept",
     "statistics.want", "statistics.store", "updates.judge", "update.release", "update.refuse",
+    "slices.plan", "slice.finish", "updates.lost",
 )  # fmt: skip
 # One statement, one message, one file or one answer.
 STEPS = (
     "file.rename", "event.claim", "question.claim", "message.claim", "message.send", "message.settle",
-    "hint.event", "hint.messages", "hint.question", "wake", "blob.discard", "blob.delete", "sweep",
+    "hint.event", "hint.messages", "hint.question", "hint.slices", "slice.claim", "wake", "blob.discard", "blob.delete", "sweep",
     "answer.model", "answer.training", "answer.start", "answer.update", "answer.metrics", "answer.moments",
     "answer.question", "answer.task", "answer.upload", "answer.piece", "upload.append", "upload.finish",
     "upload.used", "answer.join", "answer.control", "answer.failure", "answer.clients",
@@ -37,6 +38,7 @@ STEPS = (
 BETWEEN = (
     "upload.staged", "file.synced", "blob.delete:file", "aggregation.written", "moments.written",
     "question.answered", "state.written", "round.skip", "update.adopt", "report.judged", "updates.judged",
+    "slice.written",
 )  # fmt: skip
 POINTS = frozenset(
     [f"{step}.commit:{side}" for step in COMMITS for side in ("before", "after")]

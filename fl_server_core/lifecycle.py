@@ -97,7 +97,8 @@ MOVES: Mapping[type[models.TextChoices], Mapping[str, frozenset[str]]] = {
     RoundPhase: {
         R.NOTIFYING: frozenset({R.COLLECTING, R.AGGREGATING, R.SKIPPED, R.FAILED}),
         R.COLLECTING: frozenset({R.AGGREGATING, R.SKIPPED, R.FAILED}),
-        R.AGGREGATING: frozenset({R.SWAG, R.TESTING, R.DONE, R.FAILED}),
+        # Back to collecting: updates were lost.
+        R.AGGREGATING: frozenset({R.COLLECTING, R.SWAG, R.TESTING, R.DONE, R.FAILED}),
         R.SWAG: frozenset({R.TESTING, R.DONE, R.FAILED}),
         R.TESTING: frozenset({R.DONE, R.FAILED}),
         R.DONE: frozenset(),
@@ -109,7 +110,7 @@ MOVES: Mapping[type[models.TextChoices], Mapping[str, frozenset[str]]] = {
         TaskState.OPEN: frozenset(
             {TaskState.DONE, TaskState.FAILED, TaskState.EXPIRED, TaskState.CANCELLED}
         ),
-        # Its update was looked at, and is in quarantine, or refused.
+        # Its update was looked at, and is in quarantine, or refused; or its file was lost.
         TaskState.DONE: frozenset({TaskState.CANCELLED, TaskState.FAILED}),
         TaskState.FAILED: frozenset({TaskState.OPEN}),  # asked again if it is to have it after all
         TaskState.EXPIRED: frozenset({TaskState.OPEN}),

@@ -194,6 +194,11 @@ FL_MAX_IMAGE_PIXELS = env_int(
     "Most pixels of an image that is sent to a model, by its header, before it is decoded.",
 )
 FL_AGGREGATION_DEVICE = env("FL_AGGREGATION_DEVICE", "auto", "auto, cpu, cuda or cuda:<n>.")
+FL_SHARED_ROUND_BYTES = env_int(
+    "FL_SHARED_ROUND_BYTES",
+    4 * 2**30,
+    "From so many bytes of updates on, all aggregation workers share a round; 0 = never.",
+)
 FL_WEIGHTS_DIR = env("FL_WEIGHTS_DIR", str(FL_DATA_DIR / "weights"), "Folder of stored weights.")
 _BUCKET = env("FL_S3_BUCKET", None, "Bucket for weights; needs the extra `s3`. Folder otherwise.")
 _WEIGHTS = (
@@ -293,6 +298,7 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
 CELERY_TASK_DEFAULT_QUEUE = "default"
 CELERY_TASK_ROUTES = {
     "fl_server_ai.trainer.tasks.process_trainer_task": {"queue": "aggregation"},
+    "fl_server_ai.trainer.tasks.process_slice": {"queue": "aggregation"},
     "fl_server_ai.inference.tasks.run_inference": {"queue": "inference"},
 }
 CELERY_BEAT_SCHEDULE = {

@@ -6,7 +6,9 @@ Start reading here. No strategy sees a whole model or knows about files, threads
 - `strategy.py`   the one interface they share, and the weights most of them use
 - `options.py`    options in: a frozen dataclass, checked, with its JSON schema
 - `fitness.py`    whether a plug-in's class can be a strategy at all
-- `engine.py`     `aggregate`: files in, one file out; chooses among the parts below
+- `engine.py`     `aggregate`: files in, one file out
+- `combination.py` the passes over one round's files: comparing, weighing, combining
+- `slices.py`     the same by several workers, a slice of the columns each, and joining them
 - `step.py`       the pass that writes the result, block by block
 - `fold.py`       weighted mean of float blocks, in float64
 - `dtypes.py`     which dtypes can be combined
@@ -25,6 +27,7 @@ Start reading here. No strategy sees a whole model or knows about files, threads
 - `masks.py`      means over updates that leave single numbers out
 - `shared.py`     what clients get of the strategy's state
 - `largest.py`    how far each update goes at most, for rules that leave out broken ones
+- `transfer.py`   blocks on their way to a GPU
 - `device.py`     CPU or GPU, and how many threads
 
 Only `engine` and what it imports know torch; this module, `strategies/` and the small modules those use do not:

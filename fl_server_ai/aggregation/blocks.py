@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -193,6 +194,12 @@ class Source:
             self._fd = None
 
 
+class Target(Protocol):
+    """What blocks are written to, each at its place in the whole file."""
+
+    def write(self, data: bytes | memoryview, offset: int) -> None: ...
+
+
 class Draft:
     """A file that appears under its name only when it is complete and on disk.
 
@@ -206,7 +213,8 @@ class Draft:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._fd: int | None = os.open(self._temporary, flags, 0o666)
         try:
-            os.posix_fallocate(self._fd, 0, size)  # a full disk is found now, not at the end
+            if size:
+                os.posix_fallocate(self._fd, 0, size)  # a full disk is found now, not at the end
             self.write(header, 0)
         except BaseException:
             self.discard()

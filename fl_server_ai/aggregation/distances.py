@@ -5,15 +5,15 @@ near two updates are to each other, and costs half of what float64 does. Chunks 
 overflow or vanish there are done again in float64.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from fl_server_ai.aggregation.blocks import Run, Source
-from fl_server_ai.aggregation.crew import run_all
 from fl_server_ai.aggregation.fold import Folder
-from fl_server_ai.aggregation.gram import block_length, stripes
+from fl_server_ai.aggregation.gram import STRIPES, Stripe, block_length, by_stripe, stripes
 
 FEW = 48  # updates; of more, the Gram matrix is faster
 CHUNK = 8192  # numbers, fixed like the blocks: the bytes of the result depend on it
@@ -32,7 +32,7 @@ class DistanceWorker:
         self.folder = Folder(device, block_length(updates), 4)
         self._rows = torch.empty(updates * CHUNK, dtype=torch.float32)
 
-    def partial(self, sources: Sequence[Source], stripe: Sequence[tuple[Run, int, int]]) -> Tensor:
+    def partial(self, sources: Sequence[Source], stripe: Stripe) -> Tensor:
         """(n, n) float64: minus half the squared distances over one stripe.
 
         That is a Gram matrix as far as distances go: g_ii + g_jj - 2 g_ij is the squared distance.
@@ -54,21 +54,16 @@ class DistanceWorker:
         return half + half.T
 
 
-def of_distances(
-    sources: Sequence[Source], device: torch.device, floats: Sequence[Run], threads: int
-) -> Tensor:
-    """The same over all float numbers, in one pass over the files."""
-    n = len(sources)
-    dealt = stripes(floats, n)
-    partial: dict[int, Tensor] = {}
+def partial_distances(
+    sources: Sequence[Source],
+    device: torch.device,
+    floats: Sequence[Run],
+    threads: int,
+    chosen: Sequence[int] = range(STRIPES),
+) -> dict[int, Tensor]:
+    """The same for each chosen stripe, in one pass over what belongs to those."""
 
-    def worker() -> Callable[[int], None]:
-        crew_member = DistanceWorker(device, n)
+    def member() -> Callable[[Stripe], Tensor]:
+        return functools.partial(DistanceWorker(device, len(sources)).partial, sources)
 
-        def add(index: int) -> None:
-            partial[index] = crew_member.partial(sources, dealt[index])
-
-        return add
-
-    run_all(list(range(len(dealt))), threads, worker, None)
-    return torch.stack([partial[index] for index in range(len(dealt))]).sum(dim=0)
+    return by_stripe(member, stripes(floats, len(sources)), threads, chosen)

@@ -16,41 +16,11 @@ import torch
 from torch import Tensor
 
 from fl_server_ai.aggregation.blocks import FLOATS, Run, Source
+from fl_server_ai.aggregation.transfer import Lane, Slot, queue_of
 
 EXACT_WEIGHT = 2**29  # times a 24-bit significand fits into the 53 bits of a float64
 VELTKAMP = 2.0**27 + 1
 SHRINK = 2.0**-64  # room for VELTKAMP, and for the sum of as many numbers as there can be updates
-
-
-class Slot:
-    """One reused host buffer and, on a GPU, the copy out of it that must end before it is refilled."""
-
-    def __init__(self, nbytes: int, device: torch.device) -> None:
-        cuda = device.type == "cuda"
-        self._bytes = torch.empty(nbytes, dtype=torch.uint8, pin_memory=cuda)
-        self._device = device
-        self._copied = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
-        self._views: dict[tuple[str, int], tuple[Tensor, memoryview]] = {}
-
-    def view(self, run: Run, count: int) -> tuple[Tensor, memoryview]:
-        """The buffer's beginning as `count` numbers of the run's dtype, and as bytes."""
-        key = run.dtype, count
-        if key not in self._views:  # making them anew for each read takes a tenth of the whole time
-            part = self._bytes[: count * run.itemsize]
-            self._views[key] = part.view(FLOATS[run.dtype]), part.numpy().data
-        return self._views[key]
-
-    def load(self, source: Source, run: Run, start: int, count: int) -> Tensor:
-        """Numbers `start` to `start + count` of the run, on the device; valid until the next load."""
-        block, data = self.view(run, count)
-        if self._copied is not None:
-            self._copied.synchronize()
-        source.read_into(data, run.offset + start * run.itemsize)
-        if self._copied is None:
-            return block
-        there = block.to(self._device, non_blocking=True)
-        self._copied.record()
-        return there
 
 
 class Folder:
@@ -58,25 +28,33 @@ class Folder:
 
     def __init__(self, device: torch.device, elements: int, itemsize: int) -> None:
         self.device = device
-        slots = 2 if device.type == "cuda" else 1
-        self._slots = [Slot(elements * itemsize, device) for _ in range(slots)]
-        self._out = Slot(elements * itemsize, torch.device("cpu"))
+        self._queue = queue_of(device)
+        nbytes = elements * itemsize
+        self._slots: Sequence[Slot] = (
+            [Slot(nbytes)] if self._queue is None else [Lane(nbytes, self._queue) for _ in range(2)]
+        )
+        self._turn = 0
+        self._out = Slot(nbytes)
         self._sum = torch.empty(elements, dtype=torch.float64, device=device)
         self._wide = torch.empty(elements, dtype=torch.float64, device=device)
         self._store: Tensor | None = None
         self._matrices: dict[tuple[str, int, int], tuple[Tensor, list[memoryview]]] = {}
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def on_device(self) -> AbstractContextManager[object]:
         """Make this thread's stream the current one; nothing on a CPU."""
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+        return nullcontext() if self._queue is None else self._queue.calculating()
 
     def blocks(
         self, sources: Sequence[Source], run: Run, start: int, count: int
     ) -> Iterator[Tensor]:
         """Each source's block in its own dtype; a block is valid until the next is asked for."""
-        for index, source in enumerate(sources):
-            yield self._slots[index % len(self._slots)].load(source, run, start, count)
+        for source in sources:
+            slot = self._slots[self._turn]
+            self._turn = (self._turn + 1) % len(self._slots)
+            try:
+                yield slot.load(source, run, start, count)
+            finally:
+                slot.used()
 
     def mean(
         self, sources: Sequence[Source], weights: Sequence[float], run: Run, start: int, count: int
@@ -88,7 +66,9 @@ class Folder:
         blocks = self.blocks(sources, run, start, count)
         total, wide = self._sum[:count], self._wide[:count]
         if len(sources) == 1:
-            return wide.copy_(next(blocks))
+            for block in blocks:
+                wide.copy_(block)
+            return wide
         exact = all(weight < EXACT_WEIGHT and weight == int(weight) for weight in weights)
         for index, (block, weight) in enumerate(zip(blocks, weights, strict=True)):
             wide.copy_(block)
@@ -120,7 +100,7 @@ class Folder:
                     size * run.itemsize, dtype=torch.uint8, device=self.device
                 )
             flat = self._store[: size * run.itemsize]
-            lines = [] if flat.is_cuda else [line.numpy().data for line in flat.view(key[1], -1)]
+            lines = [] if self._queue else [line.numpy().data for line in flat.view(key[1], -1)]
             self._matrices[key] = flat.view(FLOATS[run.dtype]).view(key[1], count), lines
         rows, lines = self._matrices[key]
         for line, source in zip(lines, sources, strict=False):  # straight to its place
@@ -133,7 +113,7 @@ class Folder:
     def result(self, values: Tensor, run: Run) -> tuple[Tensor, memoryview]:
         """`values` cast to the run's dtype, as a host tensor and its bytes; valid until the next call."""
         host, data = self._out.view(run, values.numel())
-        host.copy_(values.to(host.dtype) if self._stream else values)
+        host.copy_(values.to(host.dtype) if self._queue else values)
         return host, data
 
 

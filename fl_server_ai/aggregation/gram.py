@@ -1,6 +1,7 @@
 """Inner products of all updates, for rules that compare them (Krum, geometric median, clipping)."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from fl_server_ai.aggregation.blocks import Run, Source
 from fl_server_ai.aggregation.crew import run_all
 from fl_server_ai.aggregation.fold import Folder
 
+Stripe = Sequence[tuple[Run, int, int]]  # blocks: their run, first number, how many
 STRIPES = 8  # partial sums; fixed, so that the result does not depend on the number of threads
 TILE = 24  # updates; the products above a tile on the diagonal are not worked out but mirrored
 READ = 8 << 20  # bytes that a thread reads at a time, counted as float32
@@ -46,9 +48,7 @@ class GramWorker:
         self._chunk = length if device.type == "cuda" else chunk_length(updates)
         self._rows = torch.empty(updates * self._chunk, dtype=torch.float64, device=device)
 
-    def partial(
-        self, base: Source, sources: Sequence[Source], stripe: Sequence[tuple[Run, int, int]]
-    ) -> Tensor:
+    def partial(self, base: Source, sources: Sequence[Source], stripe: Stripe) -> Tensor:
         """(n, n) float64 on the CPU: products of (update - base) over one stripe; symmetric, bit for bit."""
         n = len(sources)
         total = torch.zeros((n, n), dtype=torch.float64, device=self._rows.device)
@@ -67,6 +67,48 @@ class GramWorker:
         return lower + lower.tril(-1).T
 
 
+def by_stripe(
+    member: Callable[[], Callable[[Stripe], Tensor]],
+    dealt: Sequence[Stripe],
+    threads: int,
+    chosen: Sequence[int],
+) -> dict[int, Tensor]:
+    """What the members of a crew, one a thread, make of the chosen stripes."""
+    partial: dict[int, Tensor] = {}
+
+    def worker() -> Callable[[int], None]:
+        work = member()
+
+        def add(index: int) -> None:
+            partial[index] = work(dealt[index])
+
+        return add
+
+    run_all(list(chosen), threads, worker, None)
+    return partial
+
+
+def partial_products(
+    base: Source,
+    sources: Sequence[Source],
+    device: torch.device,
+    floats: Sequence[Run],
+    threads: int,
+    chosen: Sequence[int] = range(STRIPES),
+) -> dict[int, Tensor]:
+    """(n, n) float64 for each chosen stripe, in one pass over what belongs to those."""
+
+    def member() -> Callable[[Stripe], Tensor]:
+        return functools.partial(GramWorker(device, len(sources)).partial, base, sources)
+
+    return by_stripe(member, stripes(floats, len(sources)), threads, chosen)
+
+
+def total(partial: Mapping[int, Tensor]) -> Tensor:
+    """The sum of all stripes, always taken in the same order, whoever worked them out."""
+    return torch.stack([partial[index] for index in range(STRIPES)]).sum(dim=0)
+
+
 def inner_products(
     base: Source,
     sources: Sequence[Source],
@@ -75,17 +117,4 @@ def inner_products(
     threads: int,
 ) -> Tensor:
     """(n, n) float64: products of (update - base) over all float numbers, in one pass over the files."""
-    n = len(sources)
-    dealt = stripes(floats, n)
-    partial: dict[int, Tensor] = {}
-
-    def worker() -> Callable[[int], None]:
-        crew_member = GramWorker(device, n)
-
-        def add(index: int) -> None:
-            partial[index] = crew_member.partial(base, sources, dealt[index])
-
-        return add
-
-    run_all(list(range(len(dealt))), threads, worker, None)
-    return torch.stack([partial[index] for index in range(len(dealt))]).sum(dim=0)
+    return total(partial_products(base, sources, device, floats, threads))

@@ -17,13 +17,18 @@ def largest(
     floats: Sequence[Run],
     threads: int,
     block: int,
+    share: int = 0,
+    of: int = 1,
 ) -> list[float]:
-    """One number an update; infinity where it holds anything that is not finite."""
+    """One number an update; infinity where it holds anything that is not finite.
+
+    `share` takes every `of`-th block: the largest of all shares is what one pass finds.
+    """
     jobs = [
         (run, start, min(block, run.count - start))
         for run in floats
         for start in range(0, run.count, block)
-    ]
+    ][share::of]
     found: dict[int, list[float]] = {}
 
     def worker() -> Callable[[int], None]:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fl_server_ai.aggregation.blocks import (
     FLOATS,
-    Draft,
     Layout,
     Run,
     Source,
+    Target,
     layout_of,
     parse_layout,
 )
@@ -27,14 +27,13 @@ from fl_server_core.exceptions import AggregationException
 
 
 class State:
-    """The vectors before and after a round; either file may be missing. Threads may share it."""
+    """The vectors before and after a round; there may be none before. Threads may share it."""
 
     def __init__(
         self,
         strategy: Strategy[Any],
         runs: Sequence[Run],
         state_in: Path | None,
-        state_out: Path | None,
     ) -> None:
         self._names = strategy.state_blocks
         self._initial = strategy.initial_state()
@@ -45,9 +44,8 @@ class State:
         }
         self._old: Source | None = None
         self._old_places: dict[str, Run] = {}
-        self._new: Draft | None = None
+        self._new: Target | None = None
         self._new_places: dict[str, Run] = {}
-        self._state_out = state_out
         if state_in is not None:
             self._load(state_in, strategy)
 
@@ -63,11 +61,11 @@ class State:
         metadata = json.loads(layout.header[8:]).get("__metadata__", {})
         strategy.load_state_dict(json.loads(metadata.get("scalars", "{}")))
 
-    def begin(self, strategy: Strategy[Any]) -> None:
-        """Open the new file; the scalars are those that `strategy` has now."""
+    def header(self, strategy: Strategy[Any]) -> tuple[bytes, int] | None:
+        """The new file's first bytes and its size, with the scalars that `strategy` has now; None if it has no state."""
         scalars = strategy.state_dict()
-        if self._state_out is None or not (self._vectors or scalars):
-            return
+        if not (self._vectors or scalars):
+            return None
         header: dict[str, Any] = {"__metadata__": {"scalars": json.dumps(scalars, sort_keys=True)}}
         offset = 0
         for name, (dtype, count) in sorted(
@@ -79,8 +77,16 @@ class State:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         raw = len(text).to_bytes(8, "little") + text
-        self._new = Draft(self._state_out, raw, len(raw) + offset)
         self._new_places = _places(parse_layout(raw, len(raw) + offset))
+        return raw, len(raw) + offset
+
+    def places(self, index: int) -> list[Run]:
+        """Where in the new file the vectors of the model's run `index` lie; after `header`."""
+        return [self._new_places[f"{name}.{index}"] for name in self._names]
+
+    def begin(self, target: Target) -> None:
+        """Blocks of the new file go there; after `header`."""
+        self._new = target
 
     def read(self, index: int, start: int, count: int, device: torch.device) -> dict[str, Tensor]:
         """A float64 block for every name, of the model's run `index`."""
@@ -104,16 +110,9 @@ class State:
             view = block.numpy().data.cast("B")
             self._new.write(view, place.offset + start * place.itemsize)
 
-    def publish(self) -> None:
-        if self._new is not None:
-            self._new.publish()
-
     def close(self) -> None:
-        """Drop what is not published."""
         if self._old is not None:
             self._old.close()
-        if self._new is not None:
-            self._new.discard()
 
 
 def _places(layout: Layout) -> dict[str, Run]:

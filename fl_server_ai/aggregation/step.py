@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fl_server_ai.aggregation.beside import Extras
-from fl_server_ai.aggregation.blocks import FLOATS, Draft, Run, Source
+from fl_server_ai.aggregation.blocks import FLOATS, Run, Source, Target
 from fl_server_ai.aggregation.files import Files
 from fl_server_ai.aggregation.fold import Folder, all_finite
 from fl_server_ai.aggregation.integers import DTYPES, combine
@@ -20,6 +20,7 @@ from fl_server_core.exceptions import AggregationException
 
 ROWS_BUDGET = 16 << 20  # bytes a thread holds of an (updates x block) matrix
 Job = tuple[int, int, int]  # segment, first number of its run, how many
+Span = tuple[int, int]  # of a run: the first number, and the one after the last
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Step:
         policy: str,
         device: torch.device,
         block: int,
-        draft: Draft,
+        draft: Target,
         state: State,
         floats: Sequence[Run],
         sources: Sequence[Source],
@@ -110,12 +111,15 @@ class Step:
         chosen = tuple(sources[k] for k in senders)
         return Segment(run, start, count, chosen, tuple(weights[k] for k in senders), kept=False)
 
-    def jobs(self) -> list[Job]:
+    def jobs(self, spans: Sequence[Span]) -> list[Job]:
+        """The blocks of these spans, one span for each run of the layout."""
         return [
-            (index, part.start + start, min(length, part.count - start))
+            (index, at, min(length, end - at))
             for index, part in enumerate(self.segments)
             for length in [self._length(part)]
-            for start in range(0, part.count, length)
+            for first, last in [spans[part.run]]
+            for end in [min(part.start + part.count, last)]
+            for at in range(max(part.start, first), end, length)
         ]
 
     def _length(self, part: Segment) -> int:

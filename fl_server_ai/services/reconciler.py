@@ -9,7 +9,12 @@ from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from fl_server_ai.aggregation import STRATEGIES
-from fl_server_ai.dispatch import dispatch_event, dispatch_inference, dispatch_notifications
+from fl_server_ai.dispatch import (
+    dispatch_event,
+    dispatch_inference,
+    dispatch_notifications,
+    dispatch_slices,
+)
 from fl_server_ai.services.quarantine import quarantine_sweep
 from fl_server_ai.services.rounds import RUNNING, round_advance, training_fail
 from fl_server_core.exceptions import Unavailable
@@ -23,7 +28,7 @@ from fl_server_core.lifecycle import (
     TrainingState,
 )
 from fl_server_core.models import IdempotencyKey, Notification, Round, Task, TrainerEvent
-from fl_server_core.services import events, inference
+from fl_server_core.services import events, inference, slices
 from fl_server_core.services.blobs import (
     blobs_delete_doomed,
     blobs_doom_unreferenced,
@@ -53,6 +58,7 @@ def sweep() -> Sweep:
     """Re-dispatch or end work without a live lease, close overdue rounds, delete what is doomed."""
     reached("sweep:before")
     dispatched, failed = _events()
+    _slices()
     _questions()
     closed = _deadlines()
     if Notification.objects.filter(
@@ -82,6 +88,20 @@ def _events() -> tuple[int, int]:
     return dispatched, failed
 
 
+def _slices() -> None:
+    slices.slices_settle()
+    due = []
+    for one in slices.slices_waiting():
+        if not events.event_exhausted(one):
+            due.append(one.pk)
+            continue
+        lost = one.error or "its worker was lost each time (killed, or out of memory)"
+        said = f"{one.kind} {one.index + 1} of {one.of}, {one.attempt} attempts: {lost}"
+        event_give_up(event=one.event, reason=f"WORKER_LOST: {one.event.type}, {said}")
+    if due:
+        dispatch_slices(due)
+
+
 def _questions() -> None:
     due, lost = inference.jobs_waiting()
     for job_id in due:
@@ -97,6 +117,7 @@ def event_give_up(*, event: TrainerEvent, reason: str) -> None:
         training = training_locked(event.training_id)
         if not events.event_fail(event=event, error=reason):
             return
+        slices.slices_drop(event=event)
         if training.state in RUNNING | {TrainingState.PAUSED}:
             round = Round.objects.get(pk=event.round_id)
             training_fail(training, round, reason)

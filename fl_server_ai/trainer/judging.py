@@ -10,9 +10,11 @@ from fl_server_ai.aggregation import RoundFacts, Strategy, UpdateMeta
 from fl_server_ai.aggregation.blocks import UpdateFile
 from fl_server_ai.aggregation.outliers import cosines, norms, products
 from fl_server_ai.aggregation.step import overrides
+from fl_server_ai.services.lost import CODE as LOST
 from fl_server_ai.services.rounds import tell
 from fl_server_ai.services.training_options import TrainerOptions, strategy_of
 from fl_server_ai.trainer.checking import Outcome, update_check
+from fl_server_ai.trainer.intact import fault_of
 from fl_server_core.killpoints import committing, reached
 from fl_server_core.lifecycle import OPEN_PHASES, TaskKind, UpdateState
 from fl_server_core.models import Blob, LocalModel, Round, TrainerEvent, Training
@@ -56,16 +58,13 @@ def updates_judge(
     )
     blobs: list[Blob] = []
     with ExitStack() as stack:
-        cases = [
-            _Case(update, stack.enter_context(local_path(update.blob)))
-            for update in waiting
-            if update.blob is not None
-        ]
+        cases = [_case(update, stack) for update in waiting if update.blob is not None]
         if overrides(strategy, "check"):
             if round.base_version.scalars:
                 strategy.load_state_dict(round.base_version.scalars)
             for case in cases:
-                _check(case, strategy, options, stack)
+                if case.verdict is None:
+                    _check(case, strategy, options, stack)
         base = stack.enter_context(local_path(round.base_version.blob))
         others = list(found.filter(state=UpdateState.ACCEPTED))
         _measure(cases, others, base, options, stack)
@@ -78,6 +77,19 @@ def updates_judge(
             raise
     if not published:
         _discard(blobs)
+
+
+def _case(update: LocalModel, stack: ExitStack) -> _Case:
+    """The update with its file; one whose file was lost since has its verdict."""
+    blob = update.blob
+    assert blob is not None  # noqa: S101 - the caller looked
+    try:
+        path = stack.enter_context(local_path(blob))
+        fault = fault_of(blob, path)
+    except FileNotFoundError:
+        path, fault = Path(), "its file has disappeared"
+    verdict = Verdict(update, UpdateState.REFUSED, f"{LOST}: {fault}") if fault else None
+    return _Case(update, path, verdict=verdict)
 
 
 def _check(case: _Case, strategy: Strategy[Any], options: TrainerOptions, stack: ExitStack) -> None:
@@ -124,11 +136,8 @@ def _measure(
     left = [case for case in cases if case.verdict is None]
     if least is None or not left:
         return
-    compared = [
-        _Case(update, stack.enter_context(local_path(update.blob)))
-        for update in others
-        if update.blob is not None
-    ]
+    found = [_case(update, stack) for update in others if update.blob is not None]
+    compared = [case for case in found if case.verdict is None]
     gram = products(base, [_file(case) for case in [*left, *compared]])
     for case, norm, cosine in zip(left, norms(gram), cosines(gram), strict=False):
         if math.isinf(norm):

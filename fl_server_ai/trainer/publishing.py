@@ -2,21 +2,21 @@
 
 import hashlib
 import logging
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from django.conf import settings
 from django.utils import timezone
 
-from fl_server_ai.aggregation import RoundFacts, UpdateMeta
-from fl_server_ai.aggregation.engine import Aggregated, UpdateFile, aggregate
+from fl_server_ai.aggregation.engine import Aggregated, aggregate
 from fl_server_ai.aggregation.shared import write_shared
 from fl_server_ai.services.chaining import weight_of
 from fl_server_ai.services.training_options import TrainerOptions, strategy_of
+from fl_server_ai.trainer.inputs import opened_inputs, updates_of
+from fl_server_ai.trainer.slicing import slices_for, slices_joined
 from fl_server_core.exceptions import AggregationException
 from fl_server_core.killpoints import committing, reached
-from fl_server_core.lifecycle import RoundPhase, UpdateState
+from fl_server_core.lifecycle import RoundPhase
 from fl_server_core.models import (
     Blob,
     GlobalModel,
@@ -32,10 +32,11 @@ from fl_server_core.services.blobs import (
     blob_store,
     blobs_doom_unreferenced,
 )
-from fl_server_core.services.chains import chain_consume, chain_models
+from fl_server_core.services.chains import chain_consume
 from fl_server_core.services.ensembles import members_replace
 from fl_server_core.services.events import event_held
 from fl_server_core.services.rounds import updates_consume
+from fl_server_core.services.slices import slices_drop
 from fl_server_core.services.trainings import training_locked
 from fl_server_core.storage import local_path, staging_path
 
@@ -48,15 +49,20 @@ def aggregate_round(
     """Aggregate the accepted updates and publish the result as the training's current version.
 
     The result depends on the updates alone, so a second worker that does the same makes the same
-    bytes; the first one to commit publishes, the other's file is discarded.
+    bytes; the first one to commit publishes, the other's file is discarded. A large round is shared by
+    all workers: `OthersAtWork` as long as they are at it. `UpdatesLost` if files are not what was accepted.
     """
-    updates = _updates(training, round, options)
+    updates = updates_of(training, round, options)
     if not updates:
         raise AggregationException(f"round {round.number} has no accepted updates")
     started = timezone.now()
     out, state_out = staging_path(".safetensors"), staging_path(".state")
     try:
-        result = _aggregate(training, round, updates, options, out, state_out)
+        slices = slices_for(work, updates)
+        if work is not None and slices:
+            result = slices_joined(training, round, updates, options, work, slices, out, state_out)
+        else:
+            result = _aggregate(training, round, updates, options, out, state_out)
         reached("aggregation.written")
         blobs = _Blobs(blob_store(source=out, digest=result.digest, size=result.size))
         try:
@@ -80,31 +86,6 @@ def aggregate_round(
         round.number,
         len(updates),
         (timezone.now() - started).total_seconds(),
-    )
-
-
-def _updates(training: Training, round: Round, options: TrainerOptions) -> list[LocalModel]:
-    """What is averaged: the round's updates, or in a daisy chain the newest of every chain."""
-    if options.daisy_chain_period:
-        return chain_models(training)
-    accepted = LocalModel.objects.filter(round=round, state=UpdateState.ACCEPTED)
-    related = ("blob", "extras", "mask", "round", "trained_in__base_version__blob")
-    return list(accepted.select_related(*related).order_by("owner_id"))
-
-
-def _meta(update: LocalModel, options: TrainerOptions) -> UpdateMeta:
-    participant = str(update.owner_id)
-    if (
-        options.daisy_chain_period
-    ):  # one participant may have left two chains: in the order of rounds
-        participant += f"/{update.round.number:010}"
-    return UpdateMeta(
-        participant=participant,
-        num_examples=weight_of(options, update),
-        num_steps=update.num_steps,
-        extras=update.numbers,
-        staleness=update.staleness,
-        discount=options.discount(update.staleness),
     )
 
 
@@ -135,22 +116,6 @@ def _shared_blob(training: Training, round: Round, state: Path) -> Blob | None:
         out.unlink(missing_ok=True)
 
 
-def _facts(training: Training, round: Round) -> RoundFacts:
-    return RoundFacts(
-        number=round.number,
-        rounds=training.target_num_updates,
-        population=int(round.policy.get("population", 0)),
-        actor=str(training.actor_id),
-    )
-
-
-def _start(update: LocalModel) -> Blob | None:
-    """The model that a late update was trained from; None for the round's own."""
-    if update.trained_in is None or not update.staleness:
-        return None
-    return update.trained_in.base_version.blob
-
-
 def _state_blob(path: Path) -> Blob:
     with path.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
@@ -171,37 +136,13 @@ def _aggregate(
     out: Path,
     state_out: Path,
 ) -> Aggregated:
-    base = ModelVersion.objects.select_related("blob", "strategy_state").get(
-        pk=round.base_version_id
-    )
-    strategy = strategy_of(training)
-    strategy.facts = _facts(training, round)
-    with ExitStack() as stack:
-
-        def opened(blob: Blob | None) -> Path | None:
-            return None if blob is None else stack.enter_context(local_path(blob))
-
+    with opened_inputs(training, round, updates, options) as inputs:
         return aggregate(
-            base=stack.enter_context(local_path(base.blob)),
-            updates=[
-                UpdateFile(
-                    stack.enter_context(local_path(update.blob)),
-                    _meta(update, options),
-                    update.blob.digest,
-                    extras=opened(update.extras),
-                    mask=opened(update.mask),
-                    tensors=None if update.tensors is None else frozenset(update.tensors),
-                    start=stack.enter_context(local_path(start)) if start else None,
-                )
-                for update in updates
-                if update.blob is not None
-                for start in [_start(update)]
-            ],
+            base=inputs.base,
+            updates=inputs.updates,
             out=out,
-            strategy=strategy,
-            state_in=stack.enter_context(local_path(base.strategy_state))
-            if base.strategy_state
-            else None,
+            strategy=inputs.strategy,
+            state_in=inputs.state_in,
             state_out=state_out,
             device=settings.FL_AGGREGATION_DEVICE,
         )
@@ -240,7 +181,11 @@ def _publish(
     GlobalModel.objects.filter(pk=training.model_id).update(
         current_version=version, round=version.number
     )
-    Round.objects.filter(pk=round.pk).update(result_version=version, warnings=result.warnings)
+    Round.objects.filter(pk=round.pk).update(
+        result_version=version, warnings=[*current.warnings, *result.warnings]
+    )
+    if work is not None:
+        slices_drop(event=work)
     Training.objects.filter(pk=training.pk).update(last_update=timezone.now())
     if training.uncertainty_method == UncertaintyMethod.ENSEMBLE:
         members_replace(training=training, updates=updates)

@@ -22,6 +22,14 @@ def process_trainer_task(event_id: int) -> None:
     event_work(event_id)
 
 
+@shared_task(name="fl_server_ai.trainer.tasks.process_slice")
+def process_slice(slice_id: int) -> None:
+    """Claim one slice of an event's work and make it. A second delivery finds nothing to claim."""
+    from fl_server_ai.trainer.slicing import slice_work
+
+    slice_work(slice_id)
+
+
 @shared_task(name="fl_server_ai.trainer.tasks.deliver_notifications")
 def deliver_notifications() -> None:
     """Deliver the webhook messages that are due; of hundreds some, and the next call goes on with the rest."""

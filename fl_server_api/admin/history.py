@@ -19,6 +19,7 @@ from fl_server_core.models import (
     Task,
     TrainerEvent,
     Upload,
+    WorkSlice,
 )
 
 
@@ -240,6 +241,46 @@ class TrainerEventAdmin(HistoryAdmin[TrainerEvent]):
     @admin.display(description="round", ordering="round__number")
     def round_number(self, event: TrainerEvent) -> int:
         return event.round.number
+
+
+@admin.register(WorkSlice)
+class WorkSliceAdmin(HistoryAdmin[WorkSlice]):
+    list_display = (
+        "kind",
+        "number",
+        "model_name",
+        "state",
+        "attempt",
+        "lease_until",
+        "created_at",
+        "finished_at",
+    )
+    list_filter = ("state", "kind", "created_at")
+    list_select_related = ("event__training__model",)
+    search_fields = ("event__training__model__name", "=event__training__id", "error")
+    ordering = ("-id",)
+    date_hierarchy = "created_at"
+    fields = (
+        "event",
+        "kind",
+        "number",
+        "state",
+        "attempt",
+        "lease_until",
+        "error",
+        "result",
+        "warnings",
+        "created_at",
+        "finished_at",
+    )
+
+    @admin.display(description="slice", ordering="index")
+    def number(self, one: WorkSlice) -> str:
+        return f"{one.index + 1} of {one.of}"
+
+    @admin.display(description="training", ordering="event__training__model__name")
+    def model_name(self, one: WorkSlice) -> str:
+        return one.event.training.model.name
 
 
 @admin.register(Notification)

@@ -1,7 +1,7 @@
 """The tables: who takes part (users), what is trained (weights), and what happened (rounds, metrics)."""
 
 from fl_server_core.models.clients import ClientProfile
-from fl_server_core.models.events import TrainerEvent
+from fl_server_core.models.events import SliceKind, TrainerEvent, WorkSlice
 from fl_server_core.models.idempotency import IdempotencyKey
 from fl_server_core.models.inference import InferenceJob
 from fl_server_core.models.metrics import Metric
@@ -29,10 +29,12 @@ __all__ = [
     "Notification",
     "Participant",
     "Round",
+    "SliceKind",
     "SwagMoments",
     "Task",
     "TrainerEvent",
     "Training",
     "Upload",
     "User",
+    "WorkSlice",
 ]

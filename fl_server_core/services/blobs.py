@@ -28,6 +28,7 @@ UNREFERENCED = Q(
     deviations_of__isnull=True,
     inputs_of__isnull=True,
     results_of__isnull=True,
+    slices_of__isnull=True,
 )
 
 

@@ -137,6 +137,8 @@ class _Look:
         )
         eta = self._work_eta(work)
         error = f" ({work.error[:200]})" if work.error and self.insider else ""
+        if work.state == EventState.PENDING and (shared := self._shared(work, what)):
+            return shared
         if work.state == EventState.RUNNING and work.lease_until and work.lease_until > self.now:
             said = f"A worker is at {what}: {times}."
             then = "another worker takes over, if this one is silent until then"
@@ -153,6 +155,23 @@ class _Look:
             "running?"
         )
         return Blocked("WORKER_QUEUED", work.created_at, said, eta=eta)
+
+    def _shared(self, work: TrainerEvent, what: str) -> Blocked | None:
+        """How far the slices are that all workers make; None if there are none, or all are made."""
+        slices = list(work.slices.all())
+        left = [one for one in slices if one.state != EventState.DONE]
+        if not left:
+            return None
+        at_work = [one for one in left if one.lease_until and one.lease_until > self.now]
+        busy = sum(one.state == EventState.RUNNING for one in at_work)
+        said = (
+            f"All workers share {what}: {len(slices) - len(left)} of {len(slices)} slices are made, "
+            f"{busy} are being made."
+        )
+        if error := next((one.error for one in left if one.error), ""):
+            said += " Some are tried again" + (f" ({error[:200]})." if self.insider else ".")
+        code = "WORKER" if at_work else "WORKER_QUEUED"
+        return Blocked(code, work.created_at, said, then="a silent worker's slice goes to another")
 
     def parts(self, round: Round) -> Blocked | None:
         kind, code, noun = ASKED.get(round.phase, (None, "", ""))

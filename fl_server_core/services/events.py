@@ -1,19 +1,20 @@
 """Durable work: claimed by one conditional UPDATE, kept by a lease, fenced by the attempt."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from django.conf import settings
-from django.db.models import Case, F, Q, When
+from django.db.models import Case, Exists, F, OuterRef, Q, When
 from django.utils import timezone
 
 from fl_server_core.killpoints import reached
 from fl_server_core.lifecycle import EventState, TrainingState
-from fl_server_core.models import TrainerEvent
+from fl_server_core.models import TrainerEvent, WorkSlice
 
 BACK_OFF = (2.0, 10.0, 30.0, 60.0)  # seconds before the second, third, ... attempt
 
 
-def _claimable() -> Q:
+def claimable() -> Q:
+    """What nobody works on, or somebody whose lease is over."""
     now = timezone.now()
     return Q(state=EventState.PENDING) & (Q(lease_until=None) | Q(lease_until__lte=now)) | Q(
         state=EventState.RUNNING, lease_until__lte=now
@@ -28,7 +29,7 @@ def event_claim(*, event_id: int) -> TrainerEvent | None:
     reached("event.claim:before")
     lost = Case(When(state=EventState.RUNNING, then=1), default=0)
     claimed = (
-        TrainerEvent.objects.filter(_claimable(), pk=event_id)
+        TrainerEvent.objects.filter(claimable(), pk=event_id)
         .annotate(failed=F("failures") + lost)
         .filter(failed__lt=settings.FL_EVENT_ATTEMPTS)
         .update(
@@ -68,20 +69,32 @@ def event_finish(*, event: TrainerEvent) -> bool:
     )
 
 
-def event_release(*, event: TrainerEvent, error: str, spent: bool = True) -> bool:
+def event_release(
+    *, event: TrainerEvent, error: str, spent: bool = True, pause: bool = True
+) -> bool:
     """Give the work back after a failed attempt, to be claimed again after a pause.
 
     `spent=False`: the work is not to blame (the disk, the database, nothing to do yet), however often.
     """
-    pause = BACK_OFF[min(event.attempt, len(BACK_OFF)) - 1]
     return bool(
         TrainerEvent.objects.filter(_mine(event)).update(
             state=EventState.PENDING,
             failures=F("failures") + (1 if spent else 0),
-            lease_until=timezone.now() + timedelta(seconds=pause),
+            lease_until=after_pause(event.attempt) if pause else None,
             error=error[:4000],
         )
     )
+
+
+def after_pause(attempt: int) -> datetime:
+    """When work may be claimed again that was given back by this attempt."""
+    return timezone.now() + timedelta(seconds=BACK_OFF[min(attempt, len(BACK_OFF)) - 1])
+
+
+def event_wake(*, event_id: int) -> bool:
+    """Let work that waits be claimed at once; False if somebody is at it, or it has ended."""
+    waits = TrainerEvent.objects.filter(pk=event_id, state=EventState.PENDING)
+    return bool(waits.update(lease_until=None))
 
 
 def event_fail(*, event: TrainerEvent, error: str) -> bool:
@@ -99,16 +112,21 @@ def event_fail(*, event: TrainerEvent, error: str) -> bool:
 
 
 def events_waiting() -> list[TrainerEvent]:
-    """What could be claimed now, attempts left or not, oldest first. A paused training's work waits."""
+    """What could be claimed now, attempts left or not, oldest first.
+
+    A paused training's work waits, and so does what others make slices for.
+    """
+    slices = WorkSlice.objects.filter(event=OuterRef("pk")).exclude(state=EventState.DONE)
     return list(
-        TrainerEvent.objects.filter(_claimable())
+        TrainerEvent.objects.filter(claimable())
         .exclude(training__state=TrainingState.PAUSED)
+        .exclude(Exists(slices), state=EventState.PENDING)
         .select_related("training__model", "round")
         .order_by("created_at")
     )
 
 
-def event_exhausted(event: TrainerEvent) -> bool:
-    """Whether it has failed as often as anything may, the attempt of a lost worker included."""
+def event_exhausted(event: TrainerEvent | WorkSlice) -> bool:
+    """Whether it (or a slice of it) has failed as often as anything may, the attempt of a lost worker included."""
     lost = event.state == EventState.RUNNING
     return event.failures + lost >= settings.FL_EVENT_ATTEMPTS

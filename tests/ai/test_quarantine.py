@@ -27,12 +27,12 @@ from fl_server_ai.services.reconciler import event_give_up, sweep
 from fl_server_ai.services.tasks import task_next
 from fl_server_ai.services.trainings import training_clients_remove, training_start
 from fl_server_ai.services.updates import update_submit
-from fl_server_ai.trainer.events import event_kind
 from fl_server_ai.trainer.judging import updates_judge
+from fl_server_ai.trainer.kinds import event_kind
 from fl_server_ai.trainer.model_trainer import ModelTrainer
 from fl_server_ai.trainer.tasks import process_trainer_task
 from fl_server_core.exceptions import IllegalMove, Invalid, NotPermitted, RoundClosed
-from fl_server_core.lifecycle import RoundPhase, TaskState, TrainingState
+from fl_server_core.lifecycle import RoundPhase, TaskState, TrainingState, UpdateState
 from fl_server_core.models import Blob, LocalModel, Round, TrainerEvent, User
 from fl_server_core.selectors import Part, part_of
 from fl_server_core.selectors.own_updates import OwnUpdates, own_updates
@@ -119,6 +119,22 @@ def test_an_update_that_goes_too_far_does_not_count_and_its_owner_sees_why() -> 
     running.work()
 
     assert np.allclose(running.current()["layer.bias"], 2.0)
+
+
+def test_an_update_whose_file_was_lost_before_the_look_is_asked_for_again() -> None:
+    running = scene("ada", "grace", max_update_norm=10.0, refused_retries=1)
+    running.send("ada", 1.0)
+    with local_path(update_of(running, "ada").blob) as path:
+        path.unlink()
+
+    running.work()
+
+    update = update_of(running, "ada")
+    assert (update.state, update.reason) == (
+        UpdateState.REFUSED,
+        "UPDATE_LOST: its file has disappeared",
+    )
+    assert running.task("ada").state == TaskState.OPEN
 
 
 def test_a_round_waits_for_a_decision_until_its_deadline_and_says_whose() -> None:

@@ -39,6 +39,7 @@ from fl_server_core.models import (
     Training,
     Upload,
     User,
+    WorkSlice,
 )
 from fl_server_core.services.models import model_create
 from fl_server_core.services.tokens import BadToken, token_issue, token_user
@@ -61,6 +62,7 @@ HISTORY: list[type[Model]] = [
     ClientProfile,
     Upload,
     ModelStatistics,
+    WorkSlice,
 ]
 OURS: list[type[Model]] = [*HISTORY, User, ApiToken, GlobalModel, Training]
 EVERY: list[type[Model]] = [*OURS, Group]
@@ -161,6 +163,9 @@ def row(kind: type[Model], index: int) -> Model:
         return TrainerEvent.objects.create(
             training=training, round=round, type="TrainingRoundFinished"
         )
+    if kind is WorkSlice:
+        event = TrainerEvent.objects.create(training=training, round=round, type="T")
+        return WorkSlice.objects.create(event=event, kind="columns", index=index, of=index + 1)
     found = {
         Training: training,
         GlobalModel: training.model,
@@ -619,7 +624,7 @@ def test_titles_say_what_it_is_about(kind: type[Model], browser: Client) -> None
     title = str(one)
 
     assert not re.search(r"[0-9a-f]{8}-[0-9a-f]{4}", title)
-    if kind in {Round, Task, LocalModel, TrainerEvent}:
+    if kind in {Round, Task, LocalModel, TrainerEvent, WorkSlice}:
         assert title.startswith("chest x-ray")
         assert ", round 0" in title
 

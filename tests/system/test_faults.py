@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.faults.losses import SHARED_BYTES
 from tests.system.faults.schedule import FEW_POINTS, STACKS, Run
 from tests.system.faults.stacks import Stack
 from tests.system.processes import until
@@ -44,7 +45,7 @@ def test_a_few_kills_change_no_bit(up: tuple[str, Stack]) -> None:
 def test_many_kills_change_no_bit(kind: str, tmp_path: Path) -> None:
     seed = int(os.environ.get("FL_FAULTS_SEED") or secrets.randbelow(10**6))
     count = int(os.environ.get("FL_FAULTS") or 200) // len(STACKS)
-    stack = STACKS[kind](tmp_path)
+    stack = STACKS[kind](tmp_path, FL_SHARED_ROUND_BYTES=str(SHARED_BYTES))
 
     with stack.up():
         report = Run(kind, seed=seed, count=count, stack=stack).run()

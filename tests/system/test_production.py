@@ -1,6 +1,7 @@
 """docker-compose.yml's own commands and environments, as processes, with PostgreSQL and Redis."""
 
 import contextlib
+import re
 import ssl
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tests.system.sites import Cohort, digest, expected, model
 from tests.system.tls_proxy import TlsProxy
 
 pytestmark = pytest.mark.system
+SHARED_BYTES = 100_000_000
 LONG_RUNNING = ("web", "worker", "aggregator", "inference", "beat")
 
 
@@ -44,6 +46,7 @@ class Deployment:
                 "FL_OPEN_REGISTRATION": "1",
                 "FL_LEASE_SECONDS": "3",
                 "FL_SWEEP_SECONDS": "1",
+                "FL_SHARED_ROUND_BYTES": str(SHARED_BYTES),
             },
             places={
                 "/run/secrets": str(secrets),
@@ -190,6 +193,44 @@ def test_a_worker_killed_while_it_aggregates_changes_no_bit(deployment: Deployme
     assert digest(cohort.weights()) == digest(expected(model(4_000_000), sites=4, rounds=3))
     attempts = "SELECT max(attempt) FROM fl_server_core_trainerevent WHERE training_id = %s"
     assert deployment.rows(attempts, cohort.training) == [(2,)]
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(600)
+def test_a_round_is_shared_by_two_workers_and_one_that_is_killed_costs_its_slice(
+    deployment: Deployment,
+) -> None:
+    size = 8_000_000
+    assert 4 * 4 * size > SHARED_BYTES
+    cohort = deployment.gather("shared", size, skip_model_tests=True)
+    command = [
+        part.replace("aggregator@", "second@") for part in deployment.compose.command("aggregator")
+    ]
+    running = "SELECT count(*) FROM fl_server_core_workslice WHERE state = 'running'"
+    log = deployment.folder / "second.log"
+
+    with started(command, env=deployment.env("aggregator"), log=log) as second:
+        second.wait_for(" ready.")
+        second.wait_for("ready for aggregation")
+        with deployment.clients(cohort, "shared") as clients:
+            until(lambda: deployment.rows(running) >= [(2,)], "two slices at a time", 300)
+            second.kill_all()
+            left = deployment.rows(running)
+            second.start()
+            finished(clients, 300)
+        both = deployment.processes["aggregator"].log + second.log
+
+    assert left >= [(1,)], "it was over before the kill"
+    assert digest(cohort.weights()) == digest(expected(model(size), sites=4, rounds=3))
+    made = re.findall(
+        rf"training {cohort.training} round (\d) columns (\d)/4: made, attempt (\d)", both
+    )
+    assert sorted({(round, index) for round, index, _ in made}) == [
+        (str(round), str(index)) for round in range(3) for index in range(1, 5)
+    ]
+    assert len(made) == 12
+    assert [attempt for *_, attempt in made].count("2") == 1
+    assert deployment.rows("SELECT count(*) FROM fl_server_core_workslice") == [(0,)]
 
 
 def test_a_pool_process_that_is_slow_to_import_torch_is_waited_for() -> None:

@@ -5,7 +5,6 @@ from fl_server_ai.trainer.events.daisy_chain_round_finished import DaisyChainRou
 from fl_server_ai.trainer.events.model_test_finished import ModelTestFinished
 from fl_server_ai.trainer.events.swag_round_finished import SWAGRoundFinished
 from fl_server_ai.trainer.events.training_round_finished import TrainingRoundFinished
-from fl_server_ai.trainer.events.updates_arrived import UpdatesArrived
 
 __all__ = [
     "EVENTS",
@@ -14,8 +13,6 @@ __all__ = [
     "ModelTrainerEvent",
     "SWAGRoundFinished",
     "TrainingRoundFinished",
-    "UpdatesArrived",
-    "event_kind",
 ]
 
 EVENTS: dict[str, type[ModelTrainerEvent]] = {
@@ -25,11 +22,5 @@ EVENTS: dict[str, type[ModelTrainerEvent]] = {
         SWAGRoundFinished,
         DaisyChainRoundFinished,
         ModelTestFinished,
-        UpdatesArrived,
     )
 }
-
-
-def event_kind(type: str) -> type[ModelTrainerEvent]:
-    """The class of a row's type; what follows a colon tells several of one round apart."""
-    return EVENTS[type.partition(":")[0]]

@@ -4,6 +4,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from tests.system.faults.losses import SHARED_BYTES
 from tests.system.faults.schedule import STACKS, Run
 from tests.system.servers import reap
 
@@ -16,7 +17,7 @@ def main() -> None:
     given = parser.parse_args()
     reap()
     with tempfile.TemporaryDirectory(prefix="fl-faults-") as folder:
-        stack = STACKS[given.kind](Path(folder))
+        stack = STACKS[given.kind](Path(folder), FL_SHARED_ROUND_BYTES=str(SHARED_BYTES))
         with stack.up():
             print(Run(given.kind, given.seed, given.faults, stack).run())  # noqa: T201
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from fl_server_core.killpoints import POINTS
 from tests.system.faults.clients import OUTAGES, Hook, quiet
 from tests.system.faults.lanes import Lane
 from tests.system.faults.stacks import Embedded, Production, Stack
@@ -43,7 +42,7 @@ def schedule(stack: Stack, seed: int, count: int) -> list[Fault]:
     The stacks go through the points from different ends: together they come to more of them.
     """
     draw = random.Random(seed)  # noqa: S311 - repeatable, and no secret
-    order = draw.sample(sorted(POINTS), len(POINTS))
+    order = draw.sample(sorted(stack.traps.points), len(stack.traps.points))
     if isinstance(stack, Embedded):
         order.reverse()
     faults = []

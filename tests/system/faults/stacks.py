@@ -121,7 +121,8 @@ class Embedded:
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder, self.settings = folder, {**PATIENT, **settings}
-        self.traps = Traps(folder / "points")
+        # One child never shares a round.
+        self.traps = Traps(folder / "points", without=("slice", "hint.slices"))
         self.port = free_port()
         self.base = f"http://127.0.0.1:{self.port}"
         self._supervisor = Supervisor()
@@ -165,7 +166,10 @@ class Embedded:
 
 
 class Production:
-    """docker-compose.yml's commands on PostgreSQL and Redis, without the proxy."""
+    """docker-compose.yml's commands on PostgreSQL and Redis, without the proxy.
+
+    With `FL_SHARED_ROUND_BYTES` there are two aggregation workers.
+    """
 
     services = ("web", "worker", "aggregator", "inference", "beat")
     targets = (*services, "redis", "postgres")
@@ -193,12 +197,14 @@ class Production:
     def _compose(self) -> None:
         data = self.folder / "data"
         data.mkdir()
+        workers = 2 if "FL_SHARED_ROUND_BYTES" in self.settings else 1
         self.compose = Compose(
             values={"FL_HOST": "localhost", "FL_WEB_THREADS": "40", "FL_INFERENCE_WORKERS": "1"},
             places={
                 "0.0.0.0:8000": f"127.0.0.1:{self.port}",
                 "/tmp/beat": str(self.folder / "beat"),  # noqa: S108 - in its container
                 "--concurrency 4": "--concurrency 1",
+                "-Q aggregation --concurrency 1": f"-Q aggregation --concurrency {workers}",
             },
         )
         self.env = environment(

@@ -20,8 +20,10 @@ PROCESSES = {
 
 
 class Traps:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, without: tuple[str, ...] = ()) -> None:
+        """`without`: beginnings of the names of points that no process of the stack comes to."""
         self.folder = folder
+        self.points = {point for point in POINTS if not point.startswith(without)}
         for name in ("armed", "fired", "hits"):
             (folder / name).mkdir(parents=True)
 
@@ -60,7 +62,7 @@ class Traps:
         """Every point, each process that reached it, how often, and how often it died there."""
         hits, fired = self.hits(), self.fired()
         lines = [f"{'point':30} {'process':12} {'hits':>7} {'kills':>6}"]
-        for point in sorted(POINTS):
+        for point in sorted(self.points):
             rows = sorted(process for name, process in hits if name == point)
             lines += [
                 f"{point:30} {process:12} {hits[point, process]:7} {fired[point, process]:6}"
@@ -69,7 +71,7 @@ class Traps:
         return "\n".join(lines)
 
     def never_hit(self) -> set[str]:
-        return set(POINTS) - {point for point, _ in self.hits()}
+        return self.points - {point for point, _ in self.hits()}
 
 
 def _name(command: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from tests.system.faults.clients import Hook
 from tests.system.faults.judging import Judged
 from tests.system.faults.lanes import Lane, Trainings
+from tests.system.faults.losses import Losing, Shared
 from tests.system.faults.policies import Buffered, Joining, Scaffold, Skipping
 from tests.system.faults.stacks import Stack
 from tests.system.faults.steering import Doomed, Steered
@@ -39,6 +40,8 @@ def all_lanes(stack: Stack, stop: threading.Event, folder: Path, hook: Hook) -> 
         ),
         Skipping(stack, "skipping", *where, rounds=3, seconds=SHORT, options=skipping),
         Joining(stack, "joining", *where, rounds=2, seconds=SHORT, options={"min_updates": 3}),
+        Shared(stack, "shared", *where, rounds=2, options={}),
+        Losing(stack, "losing", *where, rounds=2, options={"skip_model_tests": True}),
         Steered(stack, "steered", *where, rounds=2, options={}),
         Judged(stack, "judged", *where, rounds=2, options={}),
         Doomed(stack, "doomed", *where, rounds=1, method="FedAvgM", options={}),
