@@ -1,0 +1,11 @@
+"""What uvicorn serves in a deployment; importing it makes this process a worker of the web."""
+
+from django.core.wsgi import get_wsgi_application
+
+from fl_server.front.app import front
+from fl_server.front.parent import end_with_parent
+from fl_server.front.serving import many_files
+
+end_with_parent()
+many_files()
+application = front(get_wsgi_application())

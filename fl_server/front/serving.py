@@ -1,0 +1,46 @@
+"""How uvicorn is run, in both ways of running."""
+
+import contextlib
+import resource
+import socket
+from typing import Any
+
+from uvicorn import Config
+
+from fl_server.front.protocol import Protocol
+
+BACKLOG = 1024
+KEEP_SECONDS = 75  # longer than nginx keeps its connections to us
+
+
+def configured(app: Any, *, stop_seconds: int, **others: Any) -> Config:
+    """Only what a process must not decide by itself is left to `others`."""
+    return Config(
+        app,
+        loop="asyncio",
+        http=Protocol,
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,  # Django's
+        proxy_headers=False,  # Django knows whom to believe
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_SECONDS,
+        timeout_graceful_shutdown=stop_seconds,
+        **others,
+    )
+
+
+def listener(host: str, port: int) -> socket.socket:
+    """A bound socket, of whichever family the address is. `OSError` if it can't be had."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    return socket.create_server(address, family=family, backlog=BACKLOG)
+
+
+def many_files() -> None:
+    """Each client that waits is an open file: allow as many as this process may."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
