@@ -1,11 +1,12 @@
 """What uvicorn serves in a deployment; importing it makes this process a worker of the web."""
 
-from django.core.wsgi import get_wsgi_application
+from fl_server.wsgi import application as wsgi  # sets Django up, which the others need
 
+# isort: split
 from fl_server.front.app import front
 from fl_server.front.parent import end_with_parent
 from fl_server.front.serving import many_files
 
 end_with_parent()
 many_files()
-application = front(get_wsgi_application())
+application = front(wsgi)

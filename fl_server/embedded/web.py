@@ -27,9 +27,10 @@ class Web:
         tls: Certificates | None,
     ) -> None:
         self._bind = bind
+        self.front = Front(app, threads=threads, transfers=settings.FL_TRANSFER_THREADS)
         self._server = Server(
             configured(
-                Front(app, threads=threads, transfers=settings.FL_TRANSFER_THREADS),
+                self.front,
                 stop_seconds=STOP_SECONDS,
                 access_log=False,
                 ssl_context_factory=(lambda *_: _context(tls)) if tls else None,
@@ -48,6 +49,7 @@ class Web:
         """Stop, waiting a few seconds at most; what then still runs ends with the process."""
         self._server.should_exit = True
         self._thread.join(2 * STOP_SECONDS)
+        self.front.end()
 
     def _serve(self) -> None:
         self._server.run(sockets=[self._socket])

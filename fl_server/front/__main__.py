@@ -11,6 +11,7 @@ from uvicorn.supervisors import Multiprocess
 from fl_server.front.serving import configured, listener
 
 STOP_SECONDS = 30
+BIND_SECONDS = 10.0
 HANGING_SECONDS = 60  # a worker that is silent for so long is replaced
 
 
@@ -24,7 +25,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         settings.FL_WEB_THREADS  # noqa: B018 - whatever is wrong with the settings is said here, once
-        bound = listener(host.strip("[]"), int(port))
+        bound = listener(host.strip("[]"), int(port), BIND_SECONDS)
     except (ImproperlyConfigured, OSError, ValueError) as error:
         sys.exit(f"can't serve at {options.bind}: {error}")
     config = configured(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
 from django.db import close_old_connections
@@ -65,7 +64,7 @@ def asked(app: Application, environ: dict[str, Any]) -> Answer:
     return answer
 
 
-def refusal(status: HTTPStatus, code: str, detail: str, *, retry: int = 0) -> Answer:
+def refusal(status: int, code: str, detail: str, *, retry: int = 0) -> Answer:
     """What the front itself says, in the form of the API's errors."""
     body = f'{{"detail": "{detail}", "code": "{code}"}}'.encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]

@@ -49,6 +49,11 @@ class Front:
         for event in self.waiting:
             event.set()
 
+    def end(self) -> None:
+        """No more requests: threads go when they are done."""
+        for pool in (self._control, self._transfers, self._files):
+            pool.shutdown(wait=False, cancel_futures=True)
+
     def is_poll(self, scope: Scope) -> bool:
         asks = scope["method"] == "GET" and b"wait=" in scope["query_string"]
         return asks and bool(POLL.fullmatch(scope["path"]))

@@ -40,7 +40,8 @@ class Exchange:
         headers = dict(scope["headers"])
         self._length = int(headers.get(b"content-length", b"0"))
         self._chunked = b"transfer-encoding" in headers
-        self._expects = headers.get(b"expect", b"").lower() == b"100-continue"
+        # Who waits for a "100 Continue", or has given up, sends nothing that could be read on.
+        self._silent = headers.get(b"expect", b"").lower() == b"100-continue"
         self._more = self._chunked or self._length > 0  # of the body, on the other side
 
     async def run(self) -> None:
@@ -48,6 +49,7 @@ class Exchange:
             try:
                 answer = await self._answer()
             except TimeoutError:
+                self._silent = True
                 said = "the body came too slowly; send it again when the line is better"
                 await self._finish(refusal(HTTPStatus.REQUEST_TIMEOUT, "TOO_SLOW", said))
                 return
@@ -97,7 +99,7 @@ class Exchange:
                 filling.cancel()
                 upload.end(OSError("the request has ended"))
                 await asyncio.wait({filling})
-        self._expects &= not upload.begun
+        self._silent &= not upload.begun
         if upload.refused:
             said = "too many uploads are under way; try again in a moment"
             code = HTTPStatus.SERVICE_UNAVAILABLE
@@ -153,7 +155,7 @@ class Exchange:
 
     async def _drained(self) -> bool:
         """Read on for a while, so that a client that is still sending sees the answer; whether that was all."""
-        left = 0 if self._expects else DRAINED  # who waits for a "100 Continue" sends nothing
+        left = 0 if self._silent else DRAINED
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
                 while self._more and left > 0:
@@ -199,7 +201,7 @@ class Exchange:
 
     async def _abort(self) -> None:
         """Cut a reader off who doesn't read."""
-        self.scope["extensions"]["fl.abort"]()
+        self.scope["extensions"]["fl.abort"]["call"]()
         with contextlib.suppress(Gone):
             while True:
                 await self._next()

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from fl_server.front.answers import refusal
 
@@ -46,7 +46,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {"fl.abort": self.transport.abort}
+        self.scope["extensions"] = {"fl.abort": {"call": self.transport.abort}}
 
     def on_headers_complete(self) -> None:
         self._unused, self._in_head = 0, False
@@ -87,7 +87,8 @@ class Protocol(HttpToolsProtocol):
 
     @property
     def _answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
 
     def _refuse(self, status: int, code: str, detail: str) -> None:
         if not self._answering and not self.transport.is_closing():

@@ -1,8 +1,10 @@
 """How uvicorn is run, in both ways of running."""
 
 import contextlib
+import errno
 import resource
 import socket
+import time
 from typing import Any
 
 from uvicorn import Config
@@ -32,11 +34,21 @@ def configured(app: Any, *, stop_seconds: int, **others: Any) -> Config:
     )
 
 
-def listener(host: str, port: int) -> socket.socket:
-    """A bound socket, of whichever family the address is. `OSError` if it can't be had."""
+def listener(host: str, port: int, seconds: float = 0.0) -> socket.socket:
+    """A bound socket, of whichever family the address is. `OSError` if it can't be had.
+
+    Workers whose parent has died leave an address within a moment; that is waited for, up to `seconds`.
+    """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, _, _, _, address = found[0]
-    return socket.create_server(address, family=family, backlog=BACKLOG)
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() >= until:
+                raise
+            time.sleep(0.1)
 
 
 def many_files() -> None:

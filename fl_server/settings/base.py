@@ -406,6 +406,7 @@ LOGGING = {
     "root": {"handlers": ["stderr"], "level": "WARNING"},
     "loggers": {
         "celery": {"level": "INFO"},
+        "uvicorn.access": {"level": "INFO"},
         "uvicorn.error": {"level": "ERROR"},  # its warnings are about what strangers send
         # Three lines for every sweep say nothing; what fails is a warning.
         **dict.fromkeys(("celery.beat", "celery.app.trace", "celery.worker.strategy"), _WARNING),

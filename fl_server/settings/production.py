@@ -26,4 +26,3 @@ STORAGES["staticfiles"] = {
     "BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage",
 }
 WHITENOISE_USE_FINDERS = False
-LOGGING["loggers"]["uvicorn.access"] = {"level": "INFO"}

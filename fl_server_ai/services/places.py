@@ -33,6 +33,11 @@ class Places:
             if self._taken[user_id] <= 0:
                 del self._taken[user_id]
 
+    def taken(self) -> int:
+        """By everybody together."""
+        with self._lock:
+            return self._taken.total()
+
     @contextmanager
     def one(self, user_id: str) -> Iterator[bool]:
         """Hold a place for as long as the block; False if this user or everybody together has too many."""
