@@ -62,12 +62,3 @@ def asked(app: Application, environ: dict[str, Any]) -> Answer:
         return answer
     close_old_connections()  # of this thread; another one will end the request
     return answer
-
-
-def refusal(status: int, code: str, detail: str, *, retry: int = 0) -> Answer:
-    """What the front itself says, in the form of the API's errors."""
-    body = f'{{"detail": "{detail}", "code": "{code}"}}'.encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    if retry:
-        headers.append((b"retry-after", b"%d" % retry))
-    return Answer(status, headers, body)

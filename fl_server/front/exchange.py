@@ -3,20 +3,20 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from http import HTTPStatus
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 
 from fl_server.front.admission import Admission
-from fl_server.front.answers import Answer, refusal
+from fl_server.front.answers import Answer
 from fl_server.front.environ import environ_of
 from fl_server.front.pace import Pace
 from fl_server.front.polls import polled
+from fl_server.front.refusals import refusal
 from fl_server.front.upload import Upload
 from fl_server_api.draining import DRAINED, FRONT
-from fl_server_api.transfers import RETRY_SECONDS, TRANSFER
+from fl_server_api.transfers import TRANSFER
 
 if TYPE_CHECKING:
     from fl_server.front.app import Front, Receive, Scope, Send
@@ -50,9 +50,7 @@ class Exchange:
                 answer = await self._answer()
             except TimeoutError:
                 self._silent = True
-                said = "the body came too slowly; send it again when the line is better"
-                await self._finish(refusal(HTTPStatus.REQUEST_TIMEOUT, "TOO_SLOW", said))
-                return
+                answer = refusal("TOO_SLOW")
             if answer is not None:
                 await self._finish(answer)
 
@@ -62,8 +60,7 @@ class Exchange:
             return await self._transfer()
         body = await self._small()
         if body is None:
-            said = "a body of more than 64 KiB needs a Content-Length"
-            return refusal(HTTPStatus.LENGTH_REQUIRED, "LENGTH_REQUIRED", said)
+            return refusal("LENGTH_REQUIRED")
 
         def environ() -> dict[str, Any]:
             made = environ_of(self.scope, BytesIO(body), len(body))
@@ -101,9 +98,7 @@ class Exchange:
                 await asyncio.wait({filling})
         self._silent &= not upload.begun
         if upload.refused:
-            said = "too many uploads are under way; try again in a moment"
-            code = HTTPStatus.SERVICE_UNAVAILABLE
-            return refusal(code, "TOO_MANY_UPLOADS", said, retry=RETRY_SECONDS)
+            return refusal("TOO_MANY_UPLOADS")
         if not filling.cancelled() and (error := filling.exception()) is not None:
             self.front.close(answer)
             raise error  # Gone, or TimeoutError

@@ -4,7 +4,7 @@ import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from fl_server.front.answers import refusal
+from fl_server.front.refusals import refusal
 
 HEAD_BYTES = 2**16
 HEAD_SECONDS = 30.0
@@ -32,7 +32,7 @@ class Protocol(HttpToolsProtocol):
         self._unused += len(data)
         super().data_received(data)
         if self._unused > HEAD_BYTES:
-            self._refuse(431, "HEAD_TOO_LARGE", "the request's head may have 64 KiB")
+            self._refuse("HEAD_TOO_LARGE")
         elif self._in_head:
             self._expect_head()
 
@@ -64,7 +64,7 @@ class Protocol(HttpToolsProtocol):
     # --- refusals ---
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(400, "BAD_REQUEST", "this is no valid HTTP request")
+        self._refuse("BAD_REQUEST")
 
     def _unsupported_upgrade_warning(self) -> None:
         """Nobody needs to know: the request is answered as if it had not asked."""
@@ -83,17 +83,20 @@ class Protocol(HttpToolsProtocol):
         if self._answering:
             self._expect_head()  # of the next request, which is sent before its turn
         else:
-            self._refuse(408, "TOO_SLOW", "the request's head came too slowly")
+            self._refuse("TOO_SLOW")
 
     @property
     def _answering(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is not None and not cycle.response_complete
 
-    def _refuse(self, status: int, code: str, detail: str) -> None:
+    def _refuse(self, code: str) -> None:
         if not self._answering and not self.transport.is_closing():
-            answer = refusal(status, code, detail)
+            answer = refusal(code)
             headers = [*answer.headers, (b"connection", b"close")]
-            lines = [b"HTTP/1.1 %d \r\n" % status, *(b"%s: %s\r\n" % pair for pair in headers)]
+            lines = [
+                b"HTTP/1.1 %d \r\n" % answer.status,
+                *(b"%s: %s\r\n" % pair for pair in headers),
+            ]
             self.transport.write(b"".join([*lines, b"\r\n", answer.body]))
         self.transport.close()

@@ -55,6 +55,7 @@ def places() -> int:
     return max(threads // 2, threads - SPARE)
 
 
-THREADS = Places(places)  # under a plain WSGI server, and streams
-POLLS = Places(lambda: settings.FL_POLLS)  # under the front: a coroutine each
+THREADS = Places(places)  # polls under a plain WSGI server
+POLLS = Places(lambda: settings.FL_POLLS)  # polls under the front: a coroutine each
+STREAMS = Places(lambda: max(1, settings.FL_TRANSFER_THREADS // 4))  # a thread each, everywhere
 place = THREADS.one

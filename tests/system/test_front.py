@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import io
 import json
 import socket
 import threading
@@ -10,15 +9,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 from django.core.wsgi import get_wsgi_application
+from safetensors.numpy import save
 
 from fl_server.embedded.web import Web
 from fl_server.front import protocol
 from fl_server.front.app import Front
 from fl_server_ai.notifications import wakeups
+from fl_server_ai.services import watching
 from fl_server_ai.services.places import EACH, POLLS
 from fl_server_ai.services.trainings import training_start
+from fl_server_api.views import results
 from fl_server_core.models import User
 from fl_server_core.services.tokens import token_issue
 from tests.scenes import person, scene
@@ -356,12 +359,7 @@ def test_what_is_no_request_is_refused_in_our_words(
 
 def test_a_large_upload_comes_back_whole_and_in_part(served: Served) -> None:
     token = token_issue(user=person("ada", actor=True))
-    content = io.BytesIO()
-    import numpy as np
-    from safetensors.numpy import save
-
-    content.write(save({"w": np.arange(3_000_000, dtype=np.float32)}))
-    data = content.getvalue()
+    data = save({"w": np.arange(3_000_000, dtype=np.float32)})
     head = b'--B\r\nContent-Disposition: form-data; name="%s"\r\n\r\nx\r\n'
     file = b'--B\r\nContent-Disposition: form-data; name="model_file"; filename="w"\r\n\r\n'
     body = head % b"name" + head % b"description" + file + data + b"\r\n--B--\r\n"
@@ -389,7 +387,11 @@ def test_a_large_upload_comes_back_whole_and_in_part(served: Served) -> None:
     assert same.status == 304
 
 
-def test_a_stream_of_events_is_sent_as_it_happens(served: Served) -> None:
+def test_a_stream_of_events_is_sent_as_it_happens_and_ends_with_its_reader(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "SILENCE_SECONDS", 0.0)
+    monkeypatch.setattr(watching, "LOOK_SECONDS", 0.2)
     told = scene("ada", started=False)
     token = token_issue(user=told.actor)
 
@@ -402,6 +404,7 @@ def test_a_stream_of_events_is_sent_as_it_happens(served: Served) -> None:
         lines = iter(response.readline, b"")
         assert any(b'"state": "O"' in text for text in lines)
         response.close()
+    until(lambda: wakeups._waiting == 0, "the end of the stream")
 
 
 def test_only_a_proxy_can_say_what_it_says(served: Served) -> None:
