@@ -57,5 +57,5 @@ def places() -> int:
 
 THREADS = Places(places)  # polls under a plain WSGI server
 POLLS = Places(lambda: settings.FL_POLLS)  # polls under the front: a coroutine each
-STREAMS = Places(lambda: max(1, settings.FL_TRANSFER_THREADS // 4))  # a thread each, everywhere
+STREAMS = Places(lambda: settings.FL_TRANSFER_THREADS // 4)  # a thread each, everywhere
 place = THREADS.one
