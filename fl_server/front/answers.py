@@ -8,6 +8,7 @@ from django.db import close_old_connections
 
 Application = Callable[..., Any]
 BLOCK = 2**20
+SHORT = 2**16
 
 
 class File:
@@ -36,6 +37,17 @@ class Answer:
     body: bytes = b""
     file: File | None = None
     stream: Any = None
+
+    @property
+    def short(self) -> bool:
+        """Whether it is sent at once."""
+        return self.file is None and self.stream is None and len(self.body) <= SHORT
+
+    def close(self) -> None:
+        """End the request of a file or a stream; again does no harm."""
+        for source in (self.file, self.stream):
+            if source is not None:
+                source.close()
 
 
 def asked(app: Application, environ: dict[str, Any]) -> Answer:

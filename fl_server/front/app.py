@@ -74,9 +74,9 @@ class Front:
         await asyncio.get_running_loop().run_in_executor(self._transfers, work)
 
     def close(self, answer: Answer) -> None:
-        """End a file's request, in some thread, soon."""
-        if answer.file is not None:
-            self._files.submit(answer.file.close)
+        """End the request of a file or a stream, in some thread, soon."""
+        if answer.file is not None or answer.stream is not None:
+            self._files.submit(answer.close)
 
 
 def front(app: Application) -> Front:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from django.conf import settings
 
 from fl_server.front.admission import Admission
-from fl_server.front.answers import Answer
+from fl_server.front.answers import SHORT, Answer
 from fl_server.front.environ import environ_of
 from fl_server.front.pace import Pace
 from fl_server.front.polls import polled
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fl_server.front.app import Front, Receive, Scope, Send
 
 SMALL = 2**16  # bodies up to here are read before a thread is used
-PIECE = 2**16  # of an answer, between two looks at the client's pace
+PIECE = SHORT  # of an answer, between two looks at the client's pace
 DRAIN_SECONDS = 10.0
 PATIENCE = 4  # a reader may be silent so many times longer than a sender: buffers hide his progress
 
@@ -137,10 +137,11 @@ class Exchange:
             if self._more and not await self._drained():
                 headers.append((b"connection", b"close"))
             start = {"type": "http.response.start", "status": answer.status, "headers": headers}
-            await self._send(start)
-            if answer.file is None and answer.stream is None and len(answer.body) <= PIECE:
-                await self._send({"type": "http.response.body", "body": answer.body})
-                return
+            async with asyncio.timeout(PATIENCE * settings.FL_STALLED_SECONDS):
+                await self._send(start)
+                if answer.short or self.scope["method"] == "HEAD":
+                    await self._send({"type": "http.response.body", "body": answer.body})
+                    return
             async with self._leaving() as gone:
                 await self._send_long(answer, gone)
         except TimeoutError:

@@ -8,6 +8,7 @@ from fl_server.front.refusals import refusal
 
 HEAD_BYTES = 2**16
 HEAD_SECONDS = 30.0
+GOODBYE_SECONDS = 120.0
 
 
 class Protocol(HttpToolsProtocol):
@@ -33,8 +34,16 @@ class Protocol(HttpToolsProtocol):
         super().data_received(data)
         if self._unused > HEAD_BYTES:
             self._refuse("HEAD_TOO_LARGE")
-        elif self._in_head:
+        elif self._in_head and self._unused:
             self._expect_head()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._limit_goodbye()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._limit_goodbye()
 
     def shutdown(self) -> None:
         stop = getattr(self.app, "stop", None)
@@ -100,3 +109,9 @@ class Protocol(HttpToolsProtocol):
             ]
             self.transport.write(b"".join([*lines, b"\r\n", answer.body]))
         self.transport.close()
+        self._limit_goodbye()
+
+    def _limit_goodbye(self) -> None:
+        """A closed connection stays until its last answer is read: not for ever."""
+        if self.transport.is_closing() and self.transport.get_write_buffer_size():
+            self.loop.call_later(GOODBYE_SECONDS, self.transport.abort)

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -237,6 +238,19 @@ def test_heads_and_bodies_that_come_byte_by_byte_stop_nobody_and_are_ended(
     assert all(line.ended() for line in lines)
     for line in lines:
         line.close()
+
+
+def test_a_connection_that_is_kept_is_left_alone_between_two_requests(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.1)
+
+    with served.line() as line:
+        line.ask("GET", "/livez")
+        assert line.told().status == 200
+        assert select.select([line.socket], [], [], 0.4)[0] == []
+        line.ask("GET", "/livez")
+        assert line.told().status == 200
 
 
 def test_slow_uploads_take_a_quarter_of_their_own_threads_and_none_of_the_others(
