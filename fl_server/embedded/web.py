@@ -10,7 +10,7 @@ from uvicorn import Server
 
 from fl_server.embedded.tls import Certificates
 from fl_server.front.app import Front
-from fl_server.front.serving import configured, listener, many_files
+from fl_server.front.serving import configured, listener, load_views, many_files
 
 STOP_SECONDS = 2
 
@@ -43,6 +43,7 @@ class Web:
         many_files()
         self._socket = listener(*self._bind)
         self.port = int(self._socket.getsockname()[1])
+        load_views()
         self._thread.start()
 
     def close(self) -> None:

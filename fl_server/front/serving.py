@@ -7,6 +7,7 @@ import socket
 import time
 from typing import Any
 
+from django.urls import get_resolver
 from uvicorn import Config
 
 from fl_server.front.protocol import Protocol
@@ -56,3 +57,8 @@ def many_files() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def load_views() -> None:
+    """Django does this with the first request, which would be a slow one."""
+    get_resolver().url_patterns  # noqa: B018 - looking at them imports them
