@@ -282,6 +282,20 @@ def test_slow_uploads_take_a_quarter_of_their_own_threads_and_none_of_the_others
     second.close()
 
 
+def test_bodies_of_strangers_share_a_quarter_too(served: Served, settings: Any) -> None:
+    settings.FL_OPEN_REGISTRATION = True
+    form = {"Content_Type": "application/json", "Content_Length": "100000"}
+    first, second = served.line(), served.line()
+
+    first.ask("POST", "/api/users/", b"{", **form)
+    until(lambda: served.front.bodies.taken() == 1, "the first body")
+    second.ask("POST", "/api/users/", b"{", **form, Expect="100-continue")
+
+    refused = second.told()
+    assert (refused.status, refused.json["code"]) == (503, "TOO_MANY_UPLOADS")
+    assert refused.headers["retry-after"] == "5"
+
+
 def test_who_hangs_up_in_the_middle_of_an_upload_leaves_its_place(served: Served) -> None:
     token = token_issue(user=person("ada", actor=True))
 
