@@ -25,5 +25,4 @@ COPY deploy/healthy.py deploy/healthy.py
 USER 10001:10001
 VOLUME /data
 EXPOSE 8000
-CMD ["gunicorn", "fl_server.wsgi", "--bind", "0.0.0.0:8000", "--worker-class", "gthread", \
-     "--workers", "2", "--threads", "250", "--timeout", "120", "--worker-tmp-dir", "/dev/shm"]
+CMD ["python", "-m", "fl_server.front", "--bind", "0.0.0.0:8000"]

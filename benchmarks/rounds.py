@@ -97,7 +97,7 @@ def embedded(folder: Path, clients: int) -> Iterator[tuple[str, list[int]]]:
 
 @contextlib.contextmanager
 def production(folder: Path, clients: int) -> Iterator[tuple[str, list[int]]]:
-    """gunicorn, Celery, PostgreSQL and Redis, as docker-compose.yml runs them (without the TLS proxy)."""
+    """Two web processes, Celery, PostgreSQL and Redis, as docker-compose.yml runs them (without the TLS proxy)."""
     from tests.system.servers import Postgres, Redis
     from tests.system.test_production import Deployment
 

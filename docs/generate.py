@@ -155,6 +155,8 @@ def errors_page() -> str:
     sys.path.insert(0, str(ROOT / "docs"))
     from error_codes import reasons, refusals
 
+    from fl_server.front.refusals import REFUSALS
+
     first = table(
         ("code", "status", "what it says"),
         [(code(entry.code), entry.status, _texts(entry.says)) for entry in refusals()],
@@ -163,6 +165,11 @@ def errors_page() -> str:
         ("code", "what it says"),
         [(code(entry.code), _texts(entry.says)) for entry in reasons()],
     )
+    third = table(
+        ("code", "status", "what it says"),
+        [(code(name), status, said) for name, (status, said) in REFUSALS.items()],
+    )
+    first = f"{first}\nBefore anybody is asked, the front says:\n\n{third}"
     return f"## Refusals\n\n{first}\n## Codes in reasons\n\n{REASONS}\n\n{second}"
 
 

@@ -1,4 +1,4 @@
-"""What gunicorn serves."""
+"""For WSGI servers of yours: everything works, but each waiting poll then holds one of their threads."""
 
 from django.core.wsgi import get_wsgi_application
 

@@ -1,53 +1,22 @@
-"""The WSGI server of `manage.py serve`: cheroot, tuned for long-polls and long uploads."""
+"""The web of `manage.py serve`: uvicorn and the front in a thread of this process."""
 
-import logging
 import ssl
 import threading
 from collections.abc import Callable
 from typing import Any
 
-from cheroot import wsgi
-from cheroot.ssl.builtin import BuiltinSSLAdapter
+from django.conf import settings
+from uvicorn import Server
 
 from fl_server.embedded.tls import Certificates
+from fl_server.front.app import Front
+from fl_server.front.serving import configured, listener, load_views, many_files
 
-log = logging.getLogger("fl.server")
 STOP_SECONDS = 2
-STALLED_SECONDS = 30  # of silence within a request, and between two of a kept connection
 
 
-class LazyTLS(BuiltinSSLAdapter):
-    """Leaves the handshake to the thread that reads: a client that stalls in it stops nobody else."""
-
-    def __init__(self, certificate: str, private_key: str) -> None:
-        super().__init__(certificate, private_key)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-
-    def wrap(self, sock: Any) -> tuple[Any, dict[str, str]]:
-        wrapped = self.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-        return wrapped, {"wsgi.url_scheme": "https", "HTTPS": "on"}
-
-
-class Connection(wsgi.Server.ConnectionClass):  # type: ignore[misc]
-    """Shakes hands before its first request; who fails at that is dropped without a word."""
-
-    shaken = False
-
-    def communicate(self) -> bool:
-        if not self.shaken and isinstance(self.socket, ssl.SSLSocket):
-            try:
-                self.socket.do_handshake()
-            except OSError as error:  # ssl.SSLError is one: a wrong CA, plain HTTP, a port scan
-                log.debug("TLS handshake with %s failed: %s", self.remote_addr, error)
-                return False
-        self.shaken = True
-        return bool(super().communicate())
-
-
-class Web(wsgi.Server):
-    """Serves `app` in a thread of its own until `stop()`."""
-
-    ConnectionClass = Connection
+class Web:
+    """Serves the WSGI application `app` until `close()`."""
 
     def __init__(
         self,
@@ -57,35 +26,38 @@ class Web(wsgi.Server):
         threads: int,
         tls: Certificates | None,
     ) -> None:
-        super().__init__(
-            bind,
-            app,
-            numthreads=threads,
-            max=threads,  # cheroot never grows by itself; an idle thread costs about 20 KiB
-            server_name="fl",
-            request_queue_size=256,
-            timeout=STALLED_SECONDS,
-            shutdown_timeout=STOP_SECONDS,
+        self._bind = bind
+        self.front = Front(app, threads=threads, transfers=settings.FL_TRANSFER_THREADS)
+        self._server = Server(
+            configured(
+                self.front,
+                stop_seconds=STOP_SECONDS,
+                access_log=False,
+                ssl_context_factory=(lambda *_: _context(tls)) if tls else None,
+            )
         )
-        self.version = "FL"
-        self.keep_alive_conn_limit = 512
-        self.max_request_header_size = 64 * 2**10
-        self.max_request_body_size = 0  # bodies stream; the views know the limits
-        if tls is not None:
-            self.ssl_adapter = LazyTLS(str(tls.server), str(tls.key))
-        self._thread = threading.Thread(target=self.serve, daemon=True, name="web")
+        self._thread = threading.Thread(target=self._serve, daemon=True, name="web")
 
     def open(self) -> None:
         """Bind and answer. `OSError` if the address can't be had."""
-        self.prepare()
+        many_files()
+        self._socket = listener(*self._bind)
+        self.port = int(self._socket.getsockname()[1])
+        load_views()
         self._thread.start()
 
     def close(self) -> None:
         """Stop, waiting a few seconds at most; what then still runs ends with the process."""
-        stopping = threading.Thread(target=self.stop, daemon=True, name="stop")
-        stopping.start()
-        stopping.join(2 * STOP_SECONDS)
+        self._server.should_exit = True
+        self._thread.join(2 * STOP_SECONDS)
+        self.front.end()
 
-    def error_log(self, msg: str = "", level: int = 20, traceback: bool = False) -> None:
-        """To the log instead of stderr; a client that hangs up is no news."""
-        log.log(level if level >= logging.WARNING else logging.DEBUG, msg, exc_info=traceback)
+    def _serve(self) -> None:
+        self._server.run(sockets=[self._socket])
+
+
+def _context(tls: Certificates) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(tls.server, tls.key)
+    return context

@@ -334,9 +334,19 @@ FL_WEBHOOK_READ_SECONDS = 10.0
 
 FL_KILL_POINTS: Path | None = None  # no variable sets it: fl_server_core/killpoints.py
 FL_WEB_THREADS = env_int(
-    "FL_WEB_THREADS",
-    250,
-    "Threads of one gunicorn worker; all but 50 (at least half) may hold a long-poll.",
+    "FL_WEB_THREADS", 16, "Threads of one web process for requests that are quick."
+)
+FL_TRANSFER_THREADS = env_int(
+    "FL_TRANSFER_THREADS",
+    64,
+    "Threads of one web process for bodies of more than 64 KiB, streams and questions to models.",
+)
+FL_POLLS = env_int("FL_POLLS", 5_000, "Long-polls that one web process holds; they take no thread.")
+FL_STALLED_SECONDS = env_int(
+    "FL_STALLED_SECONDS", 30, "Seconds of silence after which a request's body is given up."
+)
+FL_SLOWEST_TRANSFER = env_int(
+    "FL_SLOWEST_TRANSFER", 1_000, "Bytes a second; slower transfers are given up."
 )
 FL_POLL_SECONDS = env_int("FL_POLL_SECONDS", 25, "Longest wait of `GET tasks/`, in seconds.")
 REST_FRAMEWORK = {
@@ -402,6 +412,8 @@ LOGGING = {
     "root": {"handlers": ["stderr"], "level": "WARNING"},
     "loggers": {
         "celery": {"level": "INFO"},
+        "uvicorn.access": {"level": "INFO"},
+        "uvicorn.error": {"level": "ERROR"},  # its warnings are about what strangers send
         # Three lines for every sweep say nothing; what fails is a warning.
         **dict.fromkeys(("celery.beat", "celery.app.trace", "celery.worker.strategy"), _WARNING),
         "fl": {

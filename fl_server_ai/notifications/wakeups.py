@@ -8,7 +8,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
 from functools import cache
 
@@ -37,6 +38,7 @@ _generations: dict[str, int] = {}
 _floor = 0
 _clock = 0
 _waiting = 0
+_listeners: dict[str, list[Callable[[], None]]] = {}
 _threads: dict[str, threading.Thread] = {}
 _forward: Callable[[list[str]], None] | None = None
 _redis_silent_until = 0.0
@@ -54,19 +56,45 @@ def wait(user_id: str, seen: int, seconds: float, *, look: bool = True) -> None:
 
     Without `look` the rows are not looked at meanwhile: for callers that do so themselves.
     """
-    global _waiting
-    with _condition:
-        _waiting += 1
+    with _condition, _counted(look=look):
+        _condition.wait_for(lambda: _generations.get(user_id, _floor) != seen, seconds)
+
+
+@contextmanager
+def listening(user_id: str, told: Callable[[], None]) -> Iterator[None]:
+    """Within the block `told` is called, in any thread, with each wake-up of this user.
+
+    It must neither block nor raise. For those who wait without a thread: compare `generation` first.
+    """
+    with ExitStack() as stack:
+        with _condition:
+            stack.enter_context(_counted(look=True))
+            _listeners.setdefault(user_id, []).append(told)
         try:
-            if look:
-                _start("fl-waker", _look)
-            if settings.FL_EXECUTOR == "celery":
-                _start("fl-waker-redis", _listen)
-            _condition.wait_for(lambda: _generations.get(user_id, _floor) != seen, seconds)
+            yield
         finally:
-            _waiting -= 1
-            if not _waiting:
-                _condition.notify_all()  # the threads may go
+            with _condition:
+                _listeners[user_id].remove(told)
+                if not _listeners[user_id]:
+                    del _listeners[user_id]
+                stack.close()
+
+
+@contextmanager
+def _counted(*, look: bool) -> Iterator[None]:
+    """One more who waits; the condition is held at both ends."""
+    global _waiting
+    _waiting += 1
+    try:
+        if look:
+            _start("fl-waker", _look)
+        if settings.FL_EXECUTOR == "celery":
+            _start("fl-waker-redis", _listen)
+        yield
+    finally:
+        _waiting -= 1
+        if not _waiting:
+            _condition.notify_all()  # the threads may go
 
 
 def wake(user_ids: Iterable[str]) -> None:
@@ -79,10 +107,15 @@ def wake(user_ids: Iterable[str]) -> None:
         _clock += 1
         for user_id in ids:
             _generations[user_id] = _clock
+        told = [*ids]
         if len(_generations) > MAX_KNOWN:  # forget everybody: one spurious wake-up each
             _generations.clear()
             _floor = _clock
+            told = [*_listeners]
         _condition.notify_all()
+        for user_id in told:
+            for tell in _listeners.get(user_id, ()):
+                tell()
 
 
 def set_forwarder(forward: Callable[[list[str]], None] | None) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from django.conf import settings
@@ -252,23 +252,38 @@ def task_wait(*, user: User, seconds: float) -> dict[str, Any]:
     Where too many wait already (`places`), the answer comes at once.
     """
     if seconds <= 0:
-        return _answer(user, 0.0)
+        return task_look(user=user).answer
     with place(str(user.pk)) as granted:
         return _answer(user, min(seconds, settings.FL_POLL_SECONDS) if granted else 0.0)
+
+
+@dataclass(frozen=True)
+class Look:
+    """An answer, and the generation (`wakeups`) with which to wait for a better one, if that is any use."""
+
+    answer: dict[str, Any]
+    seen: int
+    final: bool
+
+
+def task_look(*, user: User) -> Look:
+    """`task_next` for those who wait by themselves; leaves no database connection."""
+    seen = wakeups.generation(str(user.pk))
+    with wakeups.gate:
+        answer = task_next(user=user)
+        if not connection.in_atomic_block:
+            connection.close()
+    return Look(answer, seen, final=answer["state"] != "wait" or "code" in answer)
 
 
 def _answer(user: User, seconds: float) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
     while True:
-        seen = wakeups.generation(str(user.pk))
-        with wakeups.gate:
-            answer = task_next(user=user)
-            if not connection.in_atomic_block:
-                connection.close()
+        look = task_look(user=user)
         left = deadline - time.monotonic()
-        if answer["state"] != "wait" or "code" in answer or left <= 0:
-            return answer
-        wakeups.wait(str(user.pk), seen, left)
+        if look.final or left <= 0:
+            return look.answer
+        wakeups.wait(str(user.pk), look.seen, left)
 
 
 def task_progress(

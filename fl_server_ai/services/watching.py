@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from django.db import connection
 
 from fl_server_ai.notifications import wakeups
-from fl_server_ai.services.places import place
+from fl_server_ai.services.places import STREAMS
 from fl_server_core.lifecycle import TERMINAL_TRAINING_STATES, TaskKind
 from fl_server_core.models import Training, User
 from fl_server_core.selectors import trainings_visible_to
@@ -32,11 +32,11 @@ class Look:
 def training_watch(*, training_id: uuid.UUID, user: User, seconds: float) -> Iterator[Look]:
     """Look at once, then every two seconds or when something happened to the user, for `seconds` in all.
 
-    Ends early with the training, or when the user may no longer see it. Streams share their places with
-    long-polls; where there is none, there is one look.
+    Ends early with the training, or when the user may no longer see it. Where too many
+    watch already (`places`), there is one look.
     """
     until = time.monotonic() + seconds
-    with place(str(user.pk)) as granted:
+    with STREAMS.one(str(user.pk)) as granted:
         while True:
             seen = wakeups.generation(str(user.pk))
             with wakeups.gate:

@@ -13,6 +13,7 @@ from fl_server_api.errors import UpgradeRequired
 from fl_server_api.parsers import FormParser, MultiPartParser, StrictJSONParser
 from fl_server_api.serializers.common import ErrorOutput
 from fl_server_api.throttling import Rate
+from fl_server_api.transfers import admit
 from fl_server_api.uploads import refuse_large
 
 MIN_PROTOCOL = 1
@@ -36,6 +37,7 @@ class View(APIView):
         if rate is not None:
             rate.count(request)
         refuse_large(request)
+        admit(request)
 
     def finalize_response(
         self, request: Request, response: Any, *args: Any, **kwargs: Any

@@ -8,11 +8,12 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from fl_server_ai.services.joining import initial_submit
-from fl_server_ai.services.tasks import task_failure, task_progress, task_wait
+from fl_server_ai.services.tasks import task_failure, task_look, task_progress, task_wait
 from fl_server_ai.services.updates import metrics_submit
 from fl_server_api.auth import caller
 from fl_server_api.files import model_file
 from fl_server_api.parsers import strict_json
+from fl_server_api.polling import poll_of
 from fl_server_api.serializers.common import Detail
 from fl_server_api.serializers.models import UpdateCreated
 from fl_server_api.serializers.trainings import (
@@ -53,7 +54,12 @@ class TasksView(View):
             seconds = math.nan
         if not math.isfinite(seconds):
             raise Invalid("wait is a number of seconds", code="BAD_WAIT")
-        return Response(task_wait(user=caller(request), seconds=seconds))
+        user, poll = caller(request), poll_of(request)
+        if poll is None:
+            return Response(task_wait(user=user, seconds=seconds))
+        look = task_look(user=user)
+        poll.note(user=user, look=look, seconds=seconds)
+        return Response(look.answer)
 
 
 class TaskProgressView(View):

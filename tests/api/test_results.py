@@ -194,7 +194,7 @@ def test_events_that_one_has_are_not_told_again(login, gapped) -> None:
 
 
 def test_where_too_many_watch_there_is_one_look(login, settings, monkeypatch) -> None:
-    settings.FL_WEB_THREADS = 0
+    settings.FL_TRANSFER_THREADS = 0
     running = scene()
 
     told = events(login(running.actor).get(at(running, "events/")))

@@ -1,7 +1,10 @@
 """docker-compose.yml's own commands and environments, as processes, with PostgreSQL and Redis."""
 
 import contextlib
+import http.client
 import re
+import select
+import socket
 import ssl
 import subprocess
 import sys
@@ -9,12 +12,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
+import psutil
 import psycopg2
 import pytest
 import trustme
 
 from tests.system.compose import Compose
-from tests.system.processes import Process, environment, started, until
+from tests.system.processes import Process, ended, environment, started, until
 from tests.system.questions import asked
 from tests.system.servers import Postgres, Redis, free_port
 from tests.system.sites import Cohort, digest, expected, model
@@ -260,6 +265,82 @@ def test_a_model_is_asked_through_its_own_queue(deployment: Deployment) -> None:
     worker = deployment.processes["inference"]
     assert "ready for inference" in worker.log
     assert "libtorch" not in Path(f"/proc/{worker.pid}/maps").read_text()
+
+
+PEOPLE = """
+from fl_server_core.models import User
+from fl_server_core.services.tokens import token_issue
+for number in range(60):
+    user = User.objects.create(username=f"poller-{number}", client=True)
+    print("token", token_issue(user=user))
+"""
+
+
+def test_waiting_polls_cost_no_threads_and_no_connections_and_outlive_those_who_hold_them(
+    deployment: Deployment,
+) -> None:
+    said = deployment.once("python", "manage.py", "shell", "-v", "0", "-c", PEOPLE)
+    tokens = [line.split()[1] for line in said.splitlines() if line.startswith("token")]
+    web = deployment.processes["web"]
+    asked_by = "SELECT count(last_seen_at) FROM fl_server_core_user WHERE username LIKE 'poller%%'"
+    connected = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+
+    with contextlib.ExitStack() as stack:
+        lines = [stack.enter_context(poll(deployment, token)) for token in tokens * 4]
+        until(lambda: deployment.rows(asked_by) == [(60,)], "the first question of each")
+        # Once they all wait, nobody asks the database but the wakers and the workers.
+        until(lambda: deployment.rows(connected) <= [(12,)], "polls that only wait")
+        assert httpx.get(f"http://localhost:{deployment.web_port}/livez", headers=PROXY).is_success
+        family = [psutil.Process(web.pid), *web.children()]
+        assert sum(process.num_threads() for process in family) < 60
+        assert sum(process.memory_info().rss for process in family) < 400 * 2**20
+        assert not readable(lines)
+
+        victim = workers(web)[0]
+        victim.kill()
+        until(lambda: readable(lines), "the end of its polls")
+        cut = readable(lines)
+        assert all(line.recv(1) == b"" for line in cut)
+        until(lambda: len(workers(web)) == 2 and victim not in workers(web), "another worker")
+        again = [stack.enter_context(poll(deployment, tokens[0], wait=0.1)) for _ in cut[:4]]
+        assert all(b'"state":"wait"' in whole(line) for line in again)
+
+        family = workers(web)
+        web.kill()
+        assert all(b'"state":"wait"' in whole(line) for line in lines if line not in cut)
+        until(lambda: all(map(ended, family)), "the end of the workers")
+    web.start()  # restart: unless-stopped
+    check = deployment.compose.healthcheck("web")
+    until(lambda: subprocess.run(check, env=deployment.env("web")).returncode == 0, "web")
+
+
+PROXY = {"Host": "localhost", "X-Forwarded-Proto": "https"}
+
+
+def workers(web: Process) -> list[psutil.Process]:
+    alive = [child for child in web.children() if not ended(child)]
+    return [child for child in alive if any("spawn_main" in word for word in child.cmdline())]
+
+
+def poll(deployment: Deployment, token: str, wait: float = 25) -> socket.socket:
+    line = socket.create_connection(("127.0.0.1", deployment.web_port), timeout=60)
+    headers = {**PROXY, "Authorization": f"Token {token}"}
+    head = [f"GET /api/tasks/?wait={wait} HTTP/1.1", *(": ".join(pair) for pair in headers.items())]
+    line.sendall("\r\n".join([*head, "", ""]).encode())
+    return line
+
+
+def readable(lines: list[socket.socket]) -> list[socket.socket]:
+    return select.select(lines, [], [], 0)[0]
+
+
+def whole(line: socket.socket) -> bytes:
+    answer = http.client.HTTPResponse(line)
+    answer.begin()
+    try:
+        return answer.read()
+    finally:
+        answer.close()
 
 
 def test_the_deployment_check_has_no_complaints(deployment: Deployment) -> None:

@@ -21,8 +21,6 @@ from fl_server_ai.notifications import wakeups
 from fl_server_ai.services.reconciler import event_lease_drop
 from fl_server_core.services.inference import job_lease_drop
 
-THREADS = 128
-
 
 class Command(BaseCommand):
     """Migrate, make an admin if there is none, and serve until SIGTERM or Ctrl-C."""
@@ -34,7 +32,10 @@ class Command(BaseCommand):
         parser.add_argument("--host", default="127.0.0.1", help="address to listen at")
         parser.add_argument("--port", type=int, default=8000)
         parser.add_argument(
-            "--threads", type=int, default=THREADS, help="requests, waiting ones too, at a time"
+            "--threads",
+            type=int,
+            default=settings.FL_WEB_THREADS,
+            help="requests at a time; who waits or sends much takes none of them",
         )
         parser.add_argument(
             "--self-signed", action="store_true", help="HTTPS with a CA made on the first start"
@@ -114,7 +115,7 @@ class Command(BaseCommand):
         asking.start()
         sweeping.start()
         delivering.start()
-        self._announce(host, web.bind_addr[1], tls)
+        self._announce(host, web.port, tls)
         stop.wait()
         self.stdout.write("Stopping ...")
         web.close()

@@ -10,7 +10,8 @@ PROCESSES = {
     "embedded.inference_child": "asker",
     "embedded.child": "child",
     "manage.py serve": "serve",
-    "gunicorn": "web",
+    "fl_server.front": "web",
+    "multiprocessing.spawn": "web",  # its workers
     "-Q default": "worker",
     "-Q aggregation": "aggregator",
     "-Q inference": "inference",

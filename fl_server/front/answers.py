@@ -1,0 +1,76 @@
+"""Asks the WSGI application, in a thread, and brings what it says in a form that a coroutine can send."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import close_old_connections
+
+Application = Callable[..., Any]
+BLOCK = 2**20
+SHORT = 2**16
+
+
+class File:
+    """WSGI's `file_wrapper`: what is sent from a file needs no thread between two blocks."""
+
+    def __init__(self, file: Any, block_size: int = BLOCK) -> None:
+        self._file, self._size = file, block_size
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.read, b"")
+
+    def read(self) -> bytes:
+        """The next block; empty at the end."""
+        return bytes(self._file.read(self._size))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass
+class Answer:
+    """A status, headers, and one of: the whole body, a file, or a stream that takes its time."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes = b""
+    file: File | None = None
+    stream: Any = None
+
+    @property
+    def short(self) -> bool:
+        """Whether it is sent at once."""
+        return self.file is None and self.stream is None and len(self.body) <= SHORT
+
+    def close(self) -> None:
+        """End the request of a file or a stream; again does no harm."""
+        for source in (self.file, self.stream):
+            if source is not None:
+                source.close()
+
+
+def asked(app: Application, environ: dict[str, Any]) -> Answer:
+    """Run in a thread. Everything but a file and a stream is finished when it returns."""
+    said: list[Any] = []
+
+    def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
+        said[:] = status, headers
+
+    result = app({**environ, "wsgi.file_wrapper": File}, start_response)
+    status, headers = said
+    answer = Answer(
+        int(status[:3]), [(n.encode("latin-1"), v.encode("latin-1")) for n, v in headers]
+    )
+    if isinstance(result, File):
+        answer.file = result
+    elif getattr(result, "streaming", False):
+        answer.stream = result
+    else:
+        try:
+            answer.body = b"".join(result)
+        finally:
+            getattr(result, "close", lambda: None)()
+        return answer
+    close_old_connections()  # of this thread; another one will end the request
+    return answer

@@ -1,0 +1,84 @@
+"""The ASGI application around Django: which requests need which threads, and the pools themselves."""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from django.conf import settings
+
+from fl_server.front.answers import Answer, Application, asked
+from fl_server.front.exchange import Exchange
+from fl_server_ai.services.places import Places
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+
+POLL = re.compile(r"/api/(v1/)?tasks/")
+# Small questions that take their time: a model that is asked, weights that are written out first.
+SLOW = re.compile(r"/api/(v1/)?(inference/|models/[^/]+/(calibration/|extras/|preprocessing/)?)")
+FILE_THREADS = 4
+
+
+class Front:
+    """`threads` serve what is quick, `transfers` large bodies, streams and what is slow.
+
+    Neither can take threads from the other. One user's bodies get a quarter of `transfers` at most, all
+    together three quarters.
+    """
+
+    def __init__(self, app: Application, *, threads: int, transfers: int) -> None:
+        self.app = app
+        self.stopping = False
+        self.waiting: set[asyncio.Event] = set()  # long-polls
+        self.asking = asyncio.Semaphore(max(1, threads // 2))  # of them, those that ask just now
+        self.bodies = Places(lambda: max(1, transfers * 3 // 4), lambda: max(1, transfers // 4))
+        self._control = ThreadPoolExecutor(threads, "control")
+        self._transfers = ThreadPoolExecutor(transfers, "transfer")
+        self._files = ThreadPoolExecutor(FILE_THREADS, "file")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await Exchange(self, scope, receive, send).run()
+
+    def stop(self) -> None:
+        """Have the long-polls answered now; new ones don't wait. In the event loop, any number of times."""
+        self.stopping = True
+        for event in self.waiting:
+            event.set()
+
+    def end(self) -> None:
+        """No more requests: threads go when they are done."""
+        for pool in (self._control, self._transfers, self._files):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def is_poll(self, scope: Scope) -> bool:
+        asks = scope["method"] == "GET" and b"wait=" in scope["query_string"]
+        return asks and bool(POLL.fullmatch(scope["path"]))
+
+    async def ask(self, environ: dict[str, Any], *, large: bool = False) -> Answer:
+        """What Django says to this, in a thread of the pool that is meant for it."""
+        slow = large or bool(SLOW.fullmatch(environ["PATH_INFO"]))
+        pool = self._transfers if slow else self._control
+        return await asyncio.get_running_loop().run_in_executor(pool, asked, self.app, environ)
+
+    async def read(self, answer: Answer) -> bytes:
+        """The next block of an answer's file."""
+        assert answer.file is not None  # noqa: S101 - it was asked for
+        return await asyncio.get_running_loop().run_in_executor(self._files, answer.file.read)
+
+    async def iterate(self, work: Callable[[], None]) -> None:
+        """Run what iterates over a stream, in one thread from start to end."""
+        await asyncio.get_running_loop().run_in_executor(self._transfers, work)
+
+    def close(self, answer: Answer) -> None:
+        """End the request of a file or a stream, in some thread, soon."""
+        if answer.file is not None or answer.stream is not None:
+            self._files.submit(answer.close)
+
+
+def front(app: Application) -> Front:
+    """As the settings say."""
+    return Front(app, threads=settings.FL_WEB_THREADS, transfers=settings.FL_TRANSFER_THREADS)

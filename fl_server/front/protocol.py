@@ -1,0 +1,117 @@
+"""uvicorn's HTTP protocol, with limits for request heads, which it has not."""
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from fl_server.front.refusals import refusal
+
+HEAD_BYTES = 2**16
+HEAD_SECONDS = 30.0
+GOODBYE_SECONDS = 120.0
+
+
+class Protocol(HttpToolsProtocol):
+    """A head has 30 seconds from its first byte (the first one: from the connection) and 64 KiB.
+
+    What is no HTTP is answered in the form of our errors, and not logged: anybody can send it.
+    """
+
+    _unused = 0  # bytes since the parser last had something to tell
+    _in_head = True
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._unused += len(data)
+        super().data_received(data)
+        if self._unused > HEAD_BYTES:
+            self._refuse("HEAD_TOO_LARGE")
+        elif self._in_head and self._unused:
+            self._expect_head()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._limit_goodbye()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._limit_goodbye()
+
+    def shutdown(self) -> None:
+        stop = getattr(self.app, "stop", None)
+        if stop is not None:
+            stop()
+        super().shutdown()
+
+    # --- what the parser tells ---
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {"fl.abort": {"call": self.transport.abort}}
+
+    def on_headers_complete(self) -> None:
+        self._unused, self._in_head = 0, False
+        self._forget_timer()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unused = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unused, self._in_head = 0, True
+        super().on_message_complete()
+
+    # --- refusals ---
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse("BAD_REQUEST")
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nobody needs to know: the request is answered as if it had not asked."""
+
+    def _expect_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_late)
+
+    def _forget_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_late(self) -> None:
+        self._head_timer = None
+        if self._answering:
+            self._expect_head()  # of the next request, which is sent before its turn
+        else:
+            self._refuse("TOO_SLOW")
+
+    @property
+    def _answering(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def _refuse(self, code: str) -> None:
+        if not self._answering and not self.transport.is_closing():
+            answer = refusal(code)
+            headers = [*answer.headers, (b"connection", b"close")]
+            lines = [
+                b"HTTP/1.1 %d \r\n" % answer.status,
+                *(b"%s: %s\r\n" % pair for pair in headers),
+            ]
+            self.transport.write(b"".join([*lines, b"\r\n", answer.body]))
+        self.transport.close()
+        self._limit_goodbye()
+
+    def _limit_goodbye(self) -> None:
+        """A closed connection stays until its last answer is read: not for ever."""
+        if self.transport.is_closing() and self.transport.get_write_buffer_size():
+            self.loop.call_later(GOODBYE_SECONDS, self.transport.abort)

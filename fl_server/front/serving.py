@@ -1,0 +1,64 @@
+"""How uvicorn is run, in both ways of running."""
+
+import contextlib
+import errno
+import resource
+import socket
+import time
+from typing import Any
+
+from django.urls import get_resolver
+from uvicorn import Config
+
+from fl_server.front.protocol import Protocol
+
+BACKLOG = 1024
+KEEP_SECONDS = 75  # longer than nginx keeps its connections to us
+
+
+def configured(app: Any, *, stop_seconds: int, **others: Any) -> Config:
+    """Only what a process must not decide by itself is left to `others`."""
+    return Config(
+        app,
+        loop="asyncio",
+        http=Protocol,
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,  # Django's
+        proxy_headers=False,  # Django knows whom to believe
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_SECONDS,
+        timeout_graceful_shutdown=stop_seconds,
+        **others,
+    )
+
+
+def listener(host: str, port: int, seconds: float = 0.0) -> socket.socket:
+    """A bound socket, of whichever family the address is. `OSError` if it can't be had.
+
+    Workers whose parent has died leave an address within a moment; that is waited for, up to `seconds`.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() >= until:
+                raise
+            time.sleep(0.1)
+
+
+def many_files() -> None:
+    """Each client that waits is an open file: allow as many as this process may."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def load_views() -> None:
+    """Django does this with the first request, which would be a slow one."""
+    get_resolver().url_patterns  # noqa: B018 - looking at them imports them

@@ -1,0 +1,455 @@
+"""The server's front over real sockets: who waits, is slow or sends too much takes nothing from others."""
+
+import contextlib
+import http.client
+import json
+import select
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from django.core.wsgi import get_wsgi_application
+from safetensors.numpy import save
+
+from fl_server.embedded.web import Web
+from fl_server.front import protocol
+from fl_server.front.app import Front
+from fl_server_ai.notifications import wakeups
+from fl_server_ai.services import watching
+from fl_server_ai.services.places import EACH, POLLS
+from fl_server_ai.services.trainings import training_start
+from fl_server_api.views import results
+from fl_server_core.models import User
+from fl_server_core.services.tokens import token_issue
+from tests.scenes import person, scene
+from tests.system.processes import until
+
+pytestmark = [pytest.mark.system, pytest.mark.django_db(transaction=True)]
+ENOUGH = 30.0
+THREADS, TRANSFERS = 2, 4
+
+
+@dataclass
+class Served:
+    """The real server in a thread of this process, with as few threads as show what matters."""
+
+    web: Web
+    lines: "list[Line]" = field(default_factory=list)
+
+    @property
+    def front(self) -> Front:
+        front: Front = self.web.front
+        return front
+
+    def line(self, token: str = "") -> "Line":
+        self.lines.append(Line(self.web.port, token))
+        return self.lines[-1]
+
+    def get(self, path: str, token: str = "", **headers: str) -> "Told":
+        with self.line(token) as line:
+            line.ask("GET", path, **headers)
+            return line.told()
+
+
+@dataclass
+class Told:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Line:
+    """One connection of a client that decides itself when it says what."""
+
+    def __init__(self, port: int, token: str = "") -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=ENOUGH)
+        self._token = token
+
+    def __enter__(self) -> "Line":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> None:
+        lines = [f"{method} {path} HTTP/1.1", "Host: localhost"]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        if self._token:
+            lines.append(f"Authorization: Token {self._token}")
+        self.say("\r\n".join([*lines, "", ""]).encode() + body)
+
+    def say(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def told(self, method: str = "GET") -> Told:
+        response = http.client.HTTPResponse(self.socket, method=method)
+        response.begin()
+        try:
+            headers = {name.lower(): value for name, value in response.getheaders()}
+            return Told(response.status, headers, response.read())
+        finally:
+            response.close()
+
+    def ended(self) -> bool:
+        """Whether the server has closed it (and says nothing more)."""
+        with contextlib.suppress(ConnectionResetError):
+            return self.socket.recv(1) == b""
+        return True
+
+
+@pytest.fixture
+def served(settings: Any) -> Iterator[Served]:
+    settings.FL_TRANSFER_THREADS = TRANSFERS
+    settings.FL_POLL_SECONDS = 60
+    web = Web(("127.0.0.1", 0), get_wsgi_application(), threads=THREADS, tls=None)
+    web.open()
+    server = Served(web)
+    yield server
+    for line in server.lines:
+        line.close()
+    web.close()
+
+
+def waiting(served: Served, count: int) -> None:
+    until(lambda: len(served.front.waiting) == count, f"{count} waiting polls", ENOUGH)
+
+
+def polls(served: Served, tokens: list[str], each: int = 1) -> list[Line]:
+    lines = [served.line(token) for token in tokens for _ in range(each)]
+    for line in lines:
+        line.ask("GET", "/api/tasks/?wait=60")
+    return lines
+
+
+def threads() -> int:
+    return sum(t.name.startswith(("control", "transfer")) for t in threading.enumerate())
+
+
+# --- long-polls -------------------------------------------------------------------------------
+
+
+def test_two_hundred_polls_wait_on_two_threads_and_all_hear_of_their_task(served: Served) -> None:
+    told = scene(*(f"site-{number}" for number in range(50)), started=False)
+    lines = polls(served, [token_issue(user=user) for user in told.sites.values()], EACH)
+    waiting(served, 200)
+
+    assert threads() <= THREADS
+    assert served.get("/livez").status == 200
+    training_start(training=told.training, user=told.actor)
+    answers = [line.told() for line in lines]
+
+    assert {(answer.status, answer.json["state"]) for answer in answers} == {(200, "task")}
+    assert served.front.waiting == set()
+    assert POLLS.take("somebody")
+    POLLS.give_back("somebody")
+    assert POLLS.taken() == 0
+    assert wakeups._listeners == {}
+    for line in lines:
+        line.close()
+
+
+def test_one_user_has_four_places_and_a_poll_that_hangs_up_gives_its_own_back(
+    served: Served,
+) -> None:
+    token = token_issue(user=person("ada", client=True))
+    lines = polls(served, [token], EACH)
+    waiting(served, EACH)
+
+    with served.line(token) as fifth:
+        fifth.ask("GET", "/api/v1/tasks/?wait=60")
+        assert fifth.told().json["retry_after"] == 2.0
+    lines.pop().close()
+    waiting(served, EACH - 1)
+
+    lines += polls(served, [token])
+    waiting(served, EACH)
+    for line in lines:
+        line.close()
+    waiting(served, 0)
+
+
+def test_a_token_that_is_revoked_is_refused_at_the_next_wake_up(served: Served) -> None:
+    user = person("ada", client=True)
+    [line] = polls(served, [token_issue(user=user)])
+    waiting(served, 1)
+
+    user.api_tokens.all().delete()
+    wakeups.wake([str(user.pk)])
+
+    assert line.told().status == 401
+    line.close()
+
+
+def test_a_poll_is_not_for_headers_to_fake_and_ends_when_its_time_is_over(served: Served) -> None:
+    token = token_issue(user=person("ada", client=True))
+
+    answer = served.get("/api/tasks/?wait=0.2", token, **{"fl.poll": "x", "fl.transfer": "y"})
+
+    assert (answer.status, answer.json["state"]) == (200, "wait")
+    assert served.get("/api/tasks/?wait=nan", token).json["code"] == "BAD_WAIT"
+    assert served.get("/api/tasks/?wait=60").status == 401
+
+
+def test_a_server_that_stops_answers_its_polls(served: Served) -> None:
+    [line] = polls(served, [token_issue(user=person("ada", client=True))])
+    waiting(served, 1)
+
+    served.web.close()
+
+    answer = line.told()
+    assert (answer.status, answer.json["state"]) == (200, "wait")
+    assert answer.headers["connection"] == "close"
+    assert line.ended()
+    line.close()
+
+
+# --- slow clients -----------------------------------------------------------------------------
+
+
+def test_heads_and_bodies_that_come_byte_by_byte_stop_nobody_and_are_ended(
+    served: Served, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.FL_STALLED_SECONDS = 1
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 1.0)
+    lines = [served.line() for _ in range(60)]
+    for number, line in enumerate(lines):
+        if number % 3 == 0:
+            line.say(b"GET /livez HTTP/1.1\r\nHost: loc")
+        elif number % 3 == 1:
+            line.ask("POST", "/api/users/", b'{"user', Content_Length="1000")
+        # the others don't even begin
+
+    assert served.get("/livez").status == 200
+    assert threads() <= THREADS
+    answers = [line.told() for line in lines]
+
+    assert {(answer.status, answer.json["code"]) for answer in answers} == {(408, "TOO_SLOW")}
+    assert all(line.ended() for line in lines)
+    for line in lines:
+        line.close()
+
+
+def test_a_connection_that_is_kept_is_left_alone_between_two_requests(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.1)
+
+    with served.line() as line:
+        line.ask("GET", "/livez")
+        assert line.told().status == 200
+        assert select.select([line.socket], [], [], 0.4)[0] == []
+        line.ask("GET", "/livez")
+        assert line.told().status == 200
+
+
+def test_slow_uploads_take_a_quarter_of_their_own_threads_and_none_of_the_others(
+    served: Served, settings: Any
+) -> None:
+    settings.FL_STALLED_SECONDS = 2
+    ada, grace = (token_issue(user=person(name, actor=True)) for name in ("ada", "grace"))
+    form = {"Content_Type": "multipart/form-data; boundary=B", "Content_Length": "9000000"}
+    first, second = served.line(ada), served.line(ada)
+
+    first.ask("POST", "/api/models/", b"--B\r\n", **form)
+    until(lambda: served.front.bodies.taken() == 1, "the first upload")
+    second.ask("POST", "/api/models/", b"--B\r\n", **form, Expect="100-continue")
+
+    refused = second.told()
+    assert (refused.status, refused.json["code"]) == (429, "THROTTLED")
+    assert refused.headers["retry-after"] == "5"
+    assert served.get("/livez").status == 200
+    with served.line(grace) as other:
+        body = b'--B\r\nContent-Disposition: form-data; name="name"\r\n\r\n' + b"n" * 100_000
+        body += b"\r\n--B--\r\n"
+        other.ask("POST", "/api/models/", body, **{**form, "Content_Length": str(len(body))})
+        assert other.told().status == 400
+    slow = first.told()
+    assert (slow.status, slow.json["code"]) == (408, "TOO_SLOW")
+    assert first.ended()
+    until(lambda: served.front.bodies.taken() == 0, "the end of the first upload")
+    first.close()
+    second.close()
+
+
+def test_bodies_of_strangers_share_a_quarter_too(served: Served, settings: Any) -> None:
+    settings.FL_OPEN_REGISTRATION = True
+    form = {"Content_Type": "application/json", "Content_Length": "100000"}
+    first, second = served.line(), served.line()
+
+    first.ask("POST", "/api/users/", b"{", **form)
+    until(lambda: served.front.bodies.taken() == 1, "the first body")
+    second.ask("POST", "/api/users/", b"{", **form, Expect="100-continue")
+
+    refused = second.told()
+    assert (refused.status, refused.json["code"]) == (503, "TOO_MANY_UPLOADS")
+    assert refused.headers["retry-after"] == "5"
+
+
+def test_who_hangs_up_in_the_middle_of_an_upload_leaves_its_place(served: Served) -> None:
+    token = token_issue(user=person("ada", actor=True))
+
+    for _ in range(2):
+        line = served.line(token)
+        form = {"Content_Type": "multipart/form-data; boundary=B", "Content_Length": "9000000"}
+        line.ask("POST", "/api/models/", b"--B\r\n" + b"x" * 100_000, **form)
+        until(lambda: served.front.bodies.taken() == 1, "the upload")
+        line.close()
+        until(lambda: served.front.bodies.taken() == 0, "its end")
+
+
+# --- too much ---------------------------------------------------------------------------------
+
+
+def test_a_body_over_the_limit_is_refused_before_it_is_read(served: Served, settings: Any) -> None:
+    settings.FL_MAX_MODEL_BYTES = 2**20
+    token = token_issue(user=person("ada", actor=True))
+
+    with served.line(token) as line:
+        line.ask("POST", "/api/models/", Content_Length=str(10**12), Expect="100-continue")
+        patient = line.told()
+        assert line.ended()
+    with served.line(token) as line:
+        line.ask("POST", "/api/models/", b"z" * 5 * 2**20, Content_Length=str(5 * 2**20))
+        hasty = line.told()
+        line.ask("GET", "/livez")
+        after = line.told()
+
+    assert [(told.status, told.json["code"]) for told in (patient, hasty)] == [
+        (413, "TOO_LARGE")
+    ] * 2
+    assert "connection" not in hasty.headers
+    assert after.status == 200
+
+
+def test_strangers_are_refused_before_their_body_is_read(served: Served) -> None:
+    with served.line() as line:
+        line.ask("POST", "/api/models/", Content_Length=str(10**8), Expect="100-continue")
+
+        assert line.told().status == 401
+        assert line.ended()
+
+
+def test_bodies_without_a_length_may_be_small(served: Served, settings: Any) -> None:
+    settings.FL_OPEN_REGISTRATION = True
+    body = json.dumps({"username": "ada", "password": "a long pass phrase"}).encode()
+    how = {"Transfer_Encoding": "chunked", "Content_Type": "application/json"}
+
+    with served.line() as line:
+        line.ask("POST", "/api/users/", b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body), **how)
+        assert line.told().status == 201
+        line.ask("POST", "/api/users/", b"%x\r\n%s\r\n0\r\n\r\n" % (2**17, b" " * 2**17), **how)
+        refused = line.told()
+
+    assert User.objects.filter(username="ada").exists()
+    assert (refused.status, refused.json["code"]) == (411, "LENGTH_REQUIRED")
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "code"),
+    [
+        (b"nonsense\r\n\r\n", 400, "BAD_REQUEST"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400, None),
+        (
+            b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+            None,
+        ),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 10**5, 431, "HEAD_TOO_LARGE"),
+        (b"GET /" + b"x" * 10**5, 431, "HEAD_TOO_LARGE"),
+    ],
+    ids=["nonsense", "two lengths", "length and chunks", "large header", "large address"],
+)
+def test_what_is_no_request_is_refused_in_our_words(
+    served: Served, said: bytes, status: int, code: str | None
+) -> None:
+    with served.line() as line:
+        line.say(said)
+
+        told = line.told()
+        assert told.status == status
+        assert told.json["code"] == (code or "BAD_REQUEST")
+        assert line.ended()
+
+
+# --- what must not have changed ---------------------------------------------------------------
+
+
+def test_a_large_upload_comes_back_whole_and_in_part(served: Served) -> None:
+    token = token_issue(user=person("ada", actor=True))
+    data = save({"w": np.arange(3_000_000, dtype=np.float32)})
+    head = b'--B\r\nContent-Disposition: form-data; name="%s"\r\n\r\nx\r\n'
+    file = b'--B\r\nContent-Disposition: form-data; name="model_file"; filename="w"\r\n\r\n'
+    body = head % b"name" + head % b"description" + file + data + b"\r\n--B--\r\n"
+    form = {"Content_Type": "multipart/form-data; boundary=B", "Content_Length": str(len(body))}
+
+    with served.line(token) as line:
+        line.ask("POST", "/api/models/", **form, Expect="100-continue")
+        assert line.socket.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        line.say(body)
+        made = line.told()
+        path = f"/api/models/{made.json['model_id']}/"
+        line.ask("GET", path)
+        whole = line.told()
+        line.ask("GET", path, Range="bytes=1000000-8999999")
+        part = line.told()
+        line.ask("HEAD", path)
+        head_only = line.told("HEAD")
+        line.ask("GET", path, If_None_Match=whole.headers["etag"])
+        same = line.told()
+
+    assert made.status == 201, made.body
+    assert whole.body == data
+    assert (part.status, part.body) == (206, data[1_000_000:9_000_000])
+    assert (head_only.body, head_only.headers["content-length"]) == (b"", str(len(data)))
+    assert same.status == 304
+
+
+def test_a_stream_of_events_is_sent_as_it_happens_and_ends_with_its_reader(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "SILENCE_SECONDS", 0.0)
+    monkeypatch.setattr(watching, "LOOK_SECONDS", 0.2)
+    told = scene("ada", started=False)
+    token = token_issue(user=told.actor)
+
+    with served.line(token) as line:
+        line.ask("GET", f"/api/trainings/{told.training.pk}/events/")
+        response = http.client.HTTPResponse(line.socket)
+        response.begin()
+        assert response.readline() == b"retry: 2000\n"
+        training_start(training=told.training, user=told.actor)
+        lines = iter(response.readline, b"")
+        assert any(b'"state": "O"' in text for text in lines)
+        response.close()
+    until(lambda: wakeups._waiting == 0, "the end of the stream")
+
+
+def test_only_a_proxy_can_say_what_it_says(served: Served) -> None:
+    with served.line() as line:
+        line.say(
+            b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX_Request_Id: underscored-0001\r\n\r\n"
+        )
+        underscored = line.told()
+        line.ask("GET", "/livez", X_Request_ID="with-dashes-0001")
+        dashed = line.told()
+
+    assert underscored.headers["x-request-id"] != "underscored-0001"
+    assert dashed.headers["x-request-id"] == "with-dashes-0001"
+
+
+def test_a_path_is_taken_byte_by_byte(served: Served) -> None:
+    token = token_issue(user=person("ada"))
+
+    for path in ("/api/models/%FF%FE/", "/api/users/a%2Fb/", "/api/nowhere%00/"):
+        assert served.get(path, token).status == 404
