@@ -68,15 +68,18 @@ def seeded(data: Heart, seed: int) -> tuple[nn.Module, list[Hospital]]:
 
 
 def accuracies(data: Heart, weights: Mapping[str, Tensor]) -> tuple[float, ...]:
-    """Of the cells: the four hospitals, then all test patients."""
-    module = network()
-    load_weights(module, weights)
-    with torch.no_grad():
-        parts = (*data.test, data.pooled)
-        return tuple(
-            ((module(part.x).squeeze(1) > 0.5) == (part.y > 0.5)).double().mean().item()
-            for part in parts
-        )
+    """Of the four hospitals' test patients, then of all of them.
+
+    Makes no network: its initial weights would come from the generator that the hospitals share.
+    """
+    return tuple(
+        ((_said(weights, part.x) > 0.5) == (part.y > 0.5)).double().mean().item()
+        for part in (*data.test, data.pooled)
+    )
+
+
+def _said(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return nn.functional.linear(x, weights["0.weight"], weights["0.bias"]).squeeze(1).sigmoid()
 
 
 def trained(
