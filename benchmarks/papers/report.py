@@ -33,7 +33,7 @@ class Outcome:
     rows: list[Row] = field(default_factory=list)
     curves: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
-    cpu_seconds: float = 0.0  # of server and sites together
+    cpu_seconds: float | None = None  # of server and sites together
     date: str = ""
     torch: str = str(torch.__version__)
     cores: int | None = os.cpu_count()
@@ -83,7 +83,8 @@ def tables(outcomes: Mapping[str, Outcome]) -> str:
     ]
     lines.append("| --- | --- | --- | --- | --- | --- |")
     for name, one in outcomes.items():
-        took = f"{one.seconds:.0f} | {one.cpu_seconds:.0f}"
+        spent = "not measured" if one.cpu_seconds is None else f"{one.cpu_seconds:.0f}"
+        took = f"{one.seconds:.0f} | {spent}"
         lines.append(f"| {name} | {one.date} | {one.torch} | {took} | {one.cores} |")
     return "\n".join(lines) + "\n"
 
