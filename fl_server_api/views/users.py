@@ -38,7 +38,7 @@ from fl_server_core.selectors import (
     with_gaps,
 )
 from fl_server_core.services.tokens import token_issue, token_revoke, webhook_secret
-from fl_server_core.services.users import user_register
+from fl_server_core.services.users import user_prepare, user_register
 
 USER_FILTERS = {"username": "username"}
 
@@ -75,11 +75,11 @@ class UsersView(View):
                 "registration is closed here; ask the admin for an account",
                 code="REGISTRATION_CLOSED",
             )
-        body = parsed(RegistrationInput, request)
+        prepared = user_prepare(**parsed(RegistrationInput, request))
 
         def act() -> dict[str, Any]:
             with transaction.atomic():
-                user = user_register(**body)
+                user = user_register(prepared)
                 secrets = {
                     "token": token_issue(user=user, label="registration"),
                     "webhook_secret": webhook_secret(user=user),

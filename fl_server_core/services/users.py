@@ -8,7 +8,7 @@ from fl_server_core.exceptions import Invalid
 from fl_server_core.models import User
 
 
-def user_register(
+def user_prepare(
     *,
     username: str,
     password: str,
@@ -19,7 +19,10 @@ def user_register(
     client: bool = False,
     message_endpoint: str = "",
 ) -> User:
-    """Create a plain user; `Invalid` names the field that is wrong."""
+    """A plain user, not stored yet; `Invalid` names the field that is wrong.
+
+    Hashing the password takes most of a second, which no transaction should last.
+    """
     user = User(
         username=username,
         email=email,
@@ -37,12 +40,17 @@ def user_register(
             errors=[{"pointer": "/password", "code": "weak", "detail": m} for m in error.messages],
         ) from error
     user.set_password(password)
+    return user
+
+
+def user_register(user: User) -> User:
+    """Store a prepared user; `Invalid` if the name is taken."""
     try:
         with transaction.atomic():
             user.save(force_insert=True)
     except IntegrityError as error:
         raise Invalid(
-            f"the user name {username!r} is taken",
+            f"the user name {user.username!r} is taken",
             code="USERNAME_TAKEN",
             errors=[{"pointer": "/username", "code": "unique", "detail": "this name is taken"}],
         ) from error

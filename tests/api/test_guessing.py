@@ -12,7 +12,7 @@ from rest_framework.test import APIClient
 from fl_server_api.guessing import GUESSES, SECONDS
 from fl_server_core.models import User
 from fl_server_core.services.tokens import token_issue
-from fl_server_core.services.users import user_register
+from fl_server_core.services.users import user_prepare, user_register
 
 pytestmark = pytest.mark.django_db
 RIGHT = "a long pass phrase"
@@ -26,7 +26,7 @@ def counting(settings) -> None:
 
 @pytest.fixture
 def bob() -> User:
-    return user_register(username="bob", password=RIGHT)
+    return user_register(user_prepare(username="bob", password=RIGHT))
 
 
 def ask(password: str, name: str = "bob", **headers: Any) -> Any:
@@ -49,7 +49,7 @@ def test_after_ten_wrong_passwords_nobody_is_asked_for_a_while(bob, monkeypatch)
 
 
 def test_others_and_those_elsewhere_are_still_asked(bob) -> None:
-    user_register(username="eve", password=RIGHT)
+    user_register(user_prepare(username="eve", password=RIGHT))
     for _ in range(GUESSES):
         ask("guess")
 

@@ -9,6 +9,7 @@ import pytest
 import redis
 from django.conf import settings as configured
 from django.core.cache import caches
+from django.db import connection
 from hypothesis import HealthCheck, given
 from hypothesis import settings as settings_of
 from hypothesis import strategies as st
@@ -26,7 +27,7 @@ from fl_server_api.throttling import (
 from fl_server_api.windows import Window
 from fl_server_core.models import GlobalModel, User
 from fl_server_core.services.quotas import storage_used
-from fl_server_core.services.users import user_register
+from fl_server_core.services.users import user_prepare, user_register
 from tests.scenes import person, scene, weights
 
 pytestmark = pytest.mark.django_db
@@ -125,9 +126,25 @@ def test_registrations_are_counted_by_address_and_those_of_admins_are_not(login,
     assert not User.objects.filter(username="e").exists()
 
 
+@pytest.mark.django_db(transaction=True)
+def test_no_lock_is_held_while_a_password_is_hashed(settings, monkeypatch) -> None:
+    settings.FL_OPEN_REGISTRATION = True
+    held = []
+
+    def hashing(user: User, password: str) -> None:
+        held.append(connection.in_atomic_block)
+        user.password = "!"
+
+    monkeypatch.setattr(User, "set_password", hashing)
+    body = {"username": "ada", "password": "a long pass phrase"}
+    answer = APIClient().post("/api/users/", body, format="json", HTTP_IDEMPOTENCY_KEY="k")
+
+    assert (answer.status_code, held) == (201, [False])
+
+
 def test_passwords_are_counted_by_address_whatever_the_name(login, settings, monkeypatch) -> None:
     settings.FL_RATE_PASSWORDS = (2, DAY)
-    user = user_register(username="bob", password="a long pass phrase")
+    user = user_register(user_prepare(username="bob", password="a long pass phrase"))
     asking = APIClient()
 
     def ask(said: str, **headers: Any) -> Any:
@@ -144,7 +161,7 @@ def test_passwords_are_counted_by_address_whatever_the_name(login, settings, mon
 
 def test_the_admin_login_counts_with_them(client, settings) -> None:
     settings.FL_RATE_PASSWORDS = (1, DAY)
-    user = user_register(username="bob", password="a long pass phrase")
+    user = user_register(user_prepare(username="bob", password="a long pass phrase"))
     User.objects.filter(pk=user.pk).update(is_staff=True)
     said = {"username": "bob", "password": "a long pass phrase"}
 
