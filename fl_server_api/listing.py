@@ -33,8 +33,8 @@ def parameters(filters: Mapping[str, str], ordering: Sequence[str] = ()) -> list
     """What `listed` takes, for the OpenAPI document."""
     own = [OpenApiParameter(name, str) for name in filters]
     if ordering:
-        about = f"One of {', '.join(ordering)}; with a minus for descending."
-        own.append(OpenApiParameter("ordering", str, description=about))
+        either = [sign + name for name in ordering for sign in ("", "-")]
+        own.append(OpenApiParameter("ordering", str, enum=either, description="Minus: descending."))
     return [*PAGING, *own]
 
 
@@ -49,7 +49,7 @@ def listed(
     """Filter, order and answer. An unknown value finds nothing; an unknown ordering is refused."""
     rows = filtered(request, rows, filters or {})
     order = request.query_params.get("ordering")
-    if ordering and order:
+    if ordering and order is not None:
         if order.removeprefix("-") not in ordering:
             raise Invalid(f"ordering is one of {', '.join(ordering)}", code="BAD_ORDERING")
         rows = rows.order_by(order, "pk")
