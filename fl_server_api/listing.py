@@ -22,10 +22,22 @@ class Pages(PageNumberPagination):
     page_size_query_param = "page_size"
     max_page_size = 1000
 
+    def get_page_size(self, request: Request) -> int | None:
+        """At most `max_page_size`, also for more; what is no number from 1 is refused."""
+        asked = request.query_params.get("page_size", str(self.page_size))
+        try:
+            number = int(asked)
+        except ValueError:
+            number = 0
+        if number < 1:
+            raise Invalid("page_size is a whole number from 1")
+        return min(number, self.max_page_size)
 
+
+FROM_1 = {"type": "integer", "minimum": 1}
 PAGING = [
-    OpenApiParameter("page", int, description="Answer in pages: `count next previous results`."),
-    OpenApiParameter("page_size", int, description="Rows on a page, at most 1000."),
+    OpenApiParameter("page", FROM_1, description="Answer in pages: `count next previous results`."),
+    OpenApiParameter("page_size", FROM_1, description="Rows on a page, at most 1000."),
 ]
 
 

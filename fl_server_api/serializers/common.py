@@ -12,9 +12,11 @@ MAX_NAMES, MAX_NAME = 100, 64  # of unknown fields that are looked at
 
 
 class Text(serializers.CharField):
-    """A string that every database can store."""
+    """A string that every database can store; a number is none."""
 
     def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("invalid")
         value = super().to_internal_value(data)
         if any("\ud800" <= char <= "\udfff" for char in value):
             self.fail("invalid")

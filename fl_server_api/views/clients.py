@@ -15,7 +15,7 @@ class JoinView(View):
 
     @extend_schema(
         operation_id="clients_join",
-        request=JoinInput,
+        request={"application/json": JoinInput},
         responses=answers({200: JoinOutput}, 400, 415),
     )
     def post(self, request: Request) -> Response:

@@ -51,7 +51,7 @@ class TrainingRoundsView(View):
     @extend_schema(
         operation_id="trainings_rounds",
         parameters=parameters({}),
-        responses=answers({200: RoundOutput(many=True)}, 404),
+        responses=answers({200: RoundOutput(many=True)}, 400, 404),
     )
     def get(self, request: Request, pk: str) -> Response:
         """Each round with who was asked, and what became of it."""

@@ -67,7 +67,7 @@ class TaskProgressView(View):
 
     @extend_schema(
         operation_id="tasks_progress",
-        request=ProgressInput,
+        request={"application/json": ProgressInput},
         responses=answers({200: ProgressOutput}, 400, 404, 415),
     )
     def post(self, request: Request, pk: str) -> Response:

@@ -60,7 +60,8 @@ class TusView(View):
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
-        if request.method in {"HEAD", "POST", "PATCH", "DELETE"}:  # those that tus has
+        method = str(request.method)
+        if method in {"HEAD", "POST", "PATCH", "DELETE"} and hasattr(self, method.lower()):
             said = request.headers.get("Tus-Resumable", "")
             if said != VERSION:
                 raise OtherVersion(f"send the header Tus-Resumable: {VERSION}")

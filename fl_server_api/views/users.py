@@ -116,7 +116,7 @@ class MyGroupsView(View):
     @extend_schema(
         operation_id="users_groups",
         parameters=parameters({}),
-        responses=answers({200: GroupOutput(many=True)}, 404),
+        responses=answers({200: GroupOutput(many=True)}, 400, 404),
     )
     def get(self, request: Request) -> Response:
         """The groups that you are in."""
@@ -129,7 +129,7 @@ class MyTrainingsView(View):
     @extend_schema(
         operation_id="users_trainings",
         parameters=parameters({}),
-        responses=answers({200: TrainingOutput(many=True)}, 404),
+        responses=answers({200: TrainingOutput(many=True)}, 400, 404),
     )
     def get(self, request: Request) -> Response:
         """The trainings that you started or take part in."""
@@ -146,7 +146,7 @@ class TokensView(View):
     @extend_schema(
         operation_id="tokens_list",
         parameters=parameters({}),
-        responses=answers({200: TokenOutput(many=True)}, 404),
+        responses=answers({200: TokenOutput(many=True)}, 400, 404),
     )
     def get(self, request: Request) -> Response:
         """Your tokens, without their keys."""
@@ -192,7 +192,7 @@ class GroupsView(View):
     @extend_schema(
         operation_id="groups_list",
         parameters=parameters({}),
-        responses=answers({200: GroupOutput(many=True)}, 404),
+        responses=answers({200: GroupOutput(many=True)}, 400, 404),
     )
     def get(self, request: Request) -> Response:
         """Your groups; all of them if you are an admin."""

@@ -103,8 +103,10 @@ def failures(found: Iterator[events.EngineEvent]) -> list[str]:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests that ask again without a token come without a session, and only with one does
-    the transport leave out what an application in the same process has no use for."""
+    """A session for what is asked again without a token.
+
+    Only with one does the transport leave out what an application in the same process has no use for.
+    """
     send = WSGITransport.send
 
     def with_session(self: Any, case: Any, *, session: Any = None, **kwargs: Any) -> Any:

@@ -362,6 +362,16 @@ def test_lists_are_arrays_and_pages_on_request(login) -> None:
     assert client.get("/api/trainings/?page=99").status_code == 404
 
 
+@pytest.mark.parametrize("asked", ["page_size=many", "page_size=0", "ordering=", "ordering=colour"])
+def test_a_page_size_or_an_ordering_that_is_none_is_refused(login, asked: str) -> None:
+    running = scene(started=False)
+
+    answer = login(running.actor).get(f"/api/trainings/?{asked}")
+
+    assert answer.status_code == 400
+    assert asked.split("=")[0] in answer.json()["detail"]
+
+
 @pytest.mark.parametrize("path", ["trainings/", "users/trainings/", "models/", "users/"])
 def test_a_list_of_many_costs_as_many_queries_as_one_of_few(login, path: str) -> None:
     running = scene(started=False)
