@@ -7,6 +7,8 @@ from typing import IO, Any
 from django.http import FileResponse, HttpResponse, HttpResponseBase
 from rest_framework.request import Request
 
+from fl_server_core.exceptions import Invalid
+
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 BLOCK = 2**20
 
@@ -31,12 +33,14 @@ class _Part:
 
 
 def wants_safetensors(request: Request) -> bool:
-    """Whether safetensors is asked for, by query or by header."""
-    accepted = request.headers.get("Accept", "")
-    return (
-        request.query_params.get("format") == "safetensors"
-        or "application/vnd.safetensors" in accepted
-    )
+    """Whether safetensors is asked for, by query or by header; `Invalid` for another format."""
+    wanted = request.query_params.get("format")
+    if wanted not in (None, "safetensors"):
+        raise Invalid(
+            "format is safetensors; leave it out for the container that was uploaded",
+            code="BAD_FORMAT",
+        )
+    return bool(wanted) or "application/vnd.safetensors" in request.headers.get("Accept", "")
 
 
 def send(request: Request, path: Path, *, etag: str, size: int, filename: str) -> HttpResponseBase:

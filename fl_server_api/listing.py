@@ -33,6 +33,12 @@ class Pages(PageNumberPagination):
             raise Invalid("page_size is a whole number from 1")
         return min(number, self.max_page_size)
 
+    def asked(self, request: Request, rows: QuerySet[Any, Any]) -> list[Any] | None:
+        """The page's rows; None if all are wanted."""
+        if not request.query_params.keys() & {"page", "page_size"}:
+            return None
+        return self.paginate_queryset(rows, request)
+
 
 FROM_1 = {"type": "integer", "minimum": 1}
 PAGING = [
@@ -66,9 +72,9 @@ def listed(
             raise Invalid(f"ordering is one of {', '.join(ordering)}", code="BAD_ORDERING")
         rows = rows.order_by(order, "pk")
     context = {"request": request}
-    if request.query_params.keys() & {"page", "page_size"}:
-        pages = Pages()
-        page = pages.paginate_queryset(rows, request)
+    pages = Pages()
+    page = pages.asked(request, rows)
+    if page is not None:
         return pages.get_paginated_response(serializer(page, many=True, context=context).data)
     return Response(serializer(rows, many=True, context=context).data)
 

@@ -16,7 +16,7 @@ from rest_framework.response import Response
 
 from fl_server_ai.services.watching import Look, training_watch
 from fl_server_api.auth import caller
-from fl_server_api.listing import filtered, listed, parameters
+from fl_server_api.listing import Pages, filtered, listed, parameters
 from fl_server_api.serializers.results import (
     EVENT_OUTPUT,
     RoundOutput,
@@ -119,7 +119,10 @@ class TrainingMetricsView(View):
             )
         if wanted != "csv":
             raise Invalid("format is json or csv", code="BAD_FORMAT")
-        return _csv(filtered(request, rows, METRIC_FILTERS), f"metrics-{training.pk}.csv")
+        rows = filtered(request, rows, METRIC_FILTERS)
+        page = Pages().asked(request, rows)
+        wanted_rows = rows.iterator(chunk_size=2_000) if page is None else page
+        return _csv(wanted_rows, f"metrics-{training.pk}.csv")
 
 
 class _Line:
@@ -129,13 +132,13 @@ class _Line:
         return text
 
 
-def _csv(rows: Any, name: str) -> HttpResponseBase:
+def _csv(rows: Iterable[Any], name: str) -> HttpResponseBase:
     fields = list(TrainingMetricOutput().fields)
 
     def lines() -> Iterator[str]:
         writer = csv.writer(_Line())
         yield writer.writerow(fields)
-        for metric in rows.iterator(chunk_size=2_000):
+        for metric in rows:
             shown = TrainingMetricOutput(metric).data
             yield writer.writerow([_cell(shown[name]) for name in fields])
 

@@ -124,6 +124,16 @@ def test_metrics_come_per_site_and_aggregated(login) -> None:
     assert {row["site"] for row in own} == {"ada", ""}
 
 
+def test_a_csv_has_pages_where_they_are_asked_for(login) -> None:
+    running = after_a_test()
+    client = login(running.actor)
+
+    answer = client.get(at(running, "metrics/?format=csv&page_size=1"))
+
+    assert len(b"".join(answer.streaming_content).splitlines()) == 2  # with the names
+    assert client.get(at(running, "metrics/?format=csv&page_size=no")).status_code == 400
+
+
 def test_metrics_come_as_csv_that_no_spreadsheet_runs(login) -> None:
     running = after_a_test()
 
@@ -146,6 +156,8 @@ def test_versions_name_digest_and_what_they_came_of(login, gapped) -> None:
     assert (first["number"], first["based_on"], first["strategy"]) == (0, None, "")
     body = b"".join(login(gapped.actor).get(newest["url"]).streaming_content)
     assert len(body) == newest["bytes"]
+    refused = login(gapped.actor).get(newest["url"] + "&format=pickle")
+    assert (refused.status_code, refused.json()["code"]) == (400, "BAD_FORMAT")
 
 
 def events(answer) -> list[tuple[str, object]]:
