@@ -11,6 +11,7 @@ Start reading here. No strategy sees a whole model or knows about files, threads
 - `slices.py`     the same by several workers, a slice of the columns each, and joining them
 - `step.py`       the pass that writes the result, block by block
 - `fold.py`       weighted mean of float blocks, in float64
+- `rounding.py`  float64 to narrower dtypes in one rounding
 - `dtypes.py`     which dtypes can be combined
 - `integers.py`   what happens to integer and bool buffers
 - `gram.py`       inner products of all updates, for rules that compare them

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fl_server_ai.aggregation.blocks import FLOATS, Run, Source
+from fl_server_ai.aggregation.rounding import narrowed
 from fl_server_ai.aggregation.transfer import Lane, Slot, queue_of
 
 EXACT_WEIGHT = 2**29  # times a 24-bit significand fits into the 53 bits of a float64
@@ -113,6 +114,7 @@ class Folder:
     def result(self, values: Tensor, run: Run) -> tuple[Tensor, memoryview]:
         """`values` cast to the run's dtype, as a host tensor and its bytes; valid until the next call."""
         host, data = self._out.view(run, values.numel())
+        values = narrowed(values, host.dtype)
         host.copy_(values.to(host.dtype) if self._queue else values)
         return host, data
 

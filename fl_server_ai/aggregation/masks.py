@@ -40,18 +40,26 @@ class Masks:
     ) -> tuple[Tensor, Tensor]:
         """sum w m x / sum w m over the updates, (count,) float64, and where anybody sent a number.
 
-        The base's numbers elsewhere. Plain float64 sums in the order of the updates, for float64 too.
+        The base's numbers elsewhere. Plain float64 sums in the order of the updates, for float64 too; where
+        all that was sent is alike, that number, bit for bit.
         """
-        total = torch.zeros(count, dtype=torch.float64, device=folder.device)
+        nothing = torch.full((count,), -0.0, dtype=torch.float64, device=folder.device)
+        total, first = nothing.clone(), nothing.clone()  # -0 + x is x, -0 included
         divisor = torch.zeros(count, dtype=torch.float64, device=folder.device)
+        alike = torch.ones(count, dtype=torch.bool, device=folder.device)
         blocks = folder.blocks(sources, run, start, count)
         for source, weight, block in zip(sources, weights, blocks, strict=True):
             share = self._mask(source, index, start, count, folder.device) * weight
-            total += block.to(torch.float64) * share
+            values, here = block.to(torch.float64), share > 0
+            first = torch.where(here & (divisor == 0), values, first)
+            alike &= ~here | (values == first)
+            total += torch.where(here, values * share, nothing)
             divisor += share
         x = folder.rows([base], run, start, count)[0].to(torch.float64)
         sent = divisor > 0
-        return torch.where(sent, total / torch.where(sent, divisor, 1.0), x), sent
+        mean = total / torch.where(sent, divisor, 1.0)
+        mean = torch.where(alike & (first != 0), first, mean)
+        return torch.where(sent, mean, x), sent
 
     def _mask(
         self, source: Source, index: int, start: int, count: int, device: torch.device

@@ -5,6 +5,7 @@ from bisect import bisect_right
 import torch
 
 from fl_server_ai.aggregation.blocks import FLOATS, Layout, Source
+from fl_server_ai.aggregation.rounding import narrowed
 
 
 class RebasedSource(Source):
@@ -37,7 +38,7 @@ class RebasedSource(Source):
         numbers = torch.frombuffer(target, dtype=FLOATS[dtype])
         moved = self._other(self.base, offset, len(target), dtype)
         moved -= self._other(self.start, offset, len(target), dtype)
-        numbers.copy_(moved.add_(numbers))
+        numbers.copy_(narrowed(moved.add_(numbers), numbers.dtype))
 
     @staticmethod
     def _other(source: Source, offset: int, nbytes: int, dtype: str) -> torch.Tensor:

@@ -226,7 +226,11 @@ def _copy(
     index: int, one: SliceFile, pieces: Sequence[_Piece], weights: Draft, state: Draft | None
 ) -> None:
     sha = hashlib.sha256()
-    with one.path.open("rb") as file:
+    try:
+        file = one.path.open("rb")
+    except FileNotFoundError:
+        raise SliceChanged(index, "has disappeared") from None
+    with file:
         for piece in pieces:
             target = state if piece.of_state else weights
             done = 0

@@ -38,6 +38,8 @@ def updates_lost(*, event: TrainerEvent, lost: Sequence[tuple[LocalModel, str]])
     reasons = {update.pk: said for update, said in lost}
     found = LocalModel.objects.filter(pk__in=reasons, state=UpdateState.ACCEPTED)
     updates = list(found.select_related("owner", "trained_in").order_by("owner_id"))
+    if not updates:
+        return  # another slice's worker was first
     here = [update for update in updates if update.round_id == round.pk]
     for update in updates:
         log.error("training %s: %s of %s: %s", training.pk, CODE, update, reasons[update.pk])

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from django.conf import settings
+from django.db import transaction
 
 from fl_server_ai.aggregation.combination import Survey
 from fl_server_ai.aggregation.engine import Aggregated, Inputs
@@ -65,14 +66,14 @@ def slices_for(event: TrainerEvent | None, updates: Sequence[LocalModel]) -> int
     """Into how many slices the round is cut; 0 where one worker makes it in one go."""
     if event is None:
         return 0
-    begun = event.slices.order_by("-of").values_list("of", flat=True).first()
-    if begun is not None:
-        return begun
+    begun = dict(event.slices.values_list("kind", "of"))
+    if SliceKind.COLUMNS in begun:
+        return begun[SliceKind.COLUMNS]
     total = sum(update.size for update in updates)
-    if not settings.FL_SHARED_ROUND_BYTES or total < settings.FL_SHARED_ROUND_BYTES:
-        return 0
-    workers = aggregation_workers()
-    return min(MOST, EACH * workers) if workers > 1 else 0
+    large = 0 < settings.FL_SHARED_ROUND_BYTES <= total
+    workers = aggregation_workers() if large else 1
+    wanted = min(MOST, EACH * workers) if workers > 1 else 0
+    return max(wanted, begun.get(SliceKind.SURVEY, 0))  # once begun, it is shared to its end
 
 
 def slices_joined(
@@ -92,7 +93,7 @@ def slices_joined(
     plan = plan_of(training, round, updates, options)
     slices = list(event.slices.select_related("result"))
     if any(one.plan != plan for one in slices):
-        slices_drop(event=event)
+        _drop(event)
         slices = []
     if any(one.state != EventState.DONE for one in slices):
         raise OthersAtWork
@@ -108,18 +109,22 @@ def slices_joined(
         _plan(event, kind, number, plan)
         raise OthersAtWork
     with opened_inputs(training, round, updates, options) as inputs, ExitStack() as stack:
-        files = [
-            SliceFile(stack.enter_context(local_path(one.result)), one.result.digest, one.recipe)
-            for one in columns
-            if one.result is not None
-        ]
+        survey = _survey(surveys, stack)
         try:
-            made = join(inputs, _survey(surveys, stack), files, out=out, state_out=state_out)
+            made = join(inputs, survey, _files(columns, stack), out=out, state_out=state_out)
         except SliceChanged as error:
             _again(columns[error.index], str(error))
             raise OthersAtWork from error
     made.warnings.extend(dict.fromkeys(text for one in slices for text in one.warnings))
     return made
+
+
+@transaction.atomic
+def _drop(event: TrainerEvent) -> None:
+    """Who has lost the event knows less than who has it."""
+    training_locked(event.training_id)
+    if event_held(event=event):
+        slices_drop(event=event)
 
 
 @committing("slices.plan")
@@ -143,14 +148,31 @@ def _survey(surveys: Sequence[WorkSlice], stack: ExitStack) -> Survey:
     for one in surveys:
         if one.result is None:
             raise OthersAtWork
-        path = stack.enter_context(local_path(one.result))
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            path = stack.enter_context(local_path(one.result))
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            digest = ""
         if digest != one.result.digest:
-            _again(one, "its file is not what was made")
+            _again(one, "its file is gone, or is not what was made")
             raise OthersAtWork
         paths.append(path)
     return read_survey(paths)
+
+
+def _files(columns: Sequence[WorkSlice], stack: ExitStack) -> list[SliceFile]:
+    """What the slices made. `SliceChanged` for the first one that a storage without paths has lost."""
+    files = []
+    for one in columns:
+        if one.result is None:
+            raise OthersAtWork
+        try:
+            path = stack.enter_context(local_path(one.result))
+        except FileNotFoundError:
+            raise SliceChanged(one.index, "has disappeared") from None
+        files.append(SliceFile(path, one.result.digest, one.recipe))
+    return files
 
 
 def event_tell(event_id: int) -> None:
@@ -195,7 +217,7 @@ def _make(work: WorkSlice, training: Training, round: Round) -> bool:
     updates = updates_of(training, round, options)
     over = round.phase != RoundPhase.AGGREGATING or round.result_version_id is not None
     if over or plan_of(training, round, updates, options) != work.plan:
-        slices_drop(event=work.event)
+        slices_drop(event=work.event, plan=work.plan)  # others may have been planned by now
         return False
     out = staging_path(".slice")
     try:

@@ -101,9 +101,10 @@ def slice_again(*, one: WorkSlice, error: str) -> None:
 
 
 @transaction.atomic
-def slices_drop(*, event: TrainerEvent) -> int:
-    """Forget all slices of the event and give their files up. Returns how many there were."""
-    slices = list(WorkSlice.objects.select_for_update().filter(event=event))
+def slices_drop(*, event: TrainerEvent, plan: str | None = None) -> int:
+    """Forget the event's slices, of that plan or all, and give their files up. Returns how many there were."""
+    of_plan = Q() if plan is None else Q(plan=plan)
+    slices = list(WorkSlice.objects.select_for_update().filter(of_plan, event=event))
     blobs = [one.result_id for one in slices if one.result_id is not None]
     WorkSlice.objects.filter(pk__in=[one.pk for one in slices]).delete()
     if blobs:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,41 @@ def test_no_neighbour_is_nearer_to_the_exact_mean(tmp_path: Path, dtype: torch.d
         exact = exact_mean([model["w"][index].item() for model in models], sizes)
         off = abs(Fraction(mean) - exact)
         assert all(off <= abs(Fraction(other) - exact) for other in neighbours)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("odd", [0, 1])
+def test_a_narrow_mean_is_rounded_once_also_right_beside_the_middle(
+    tmp_path: Path, dtype: torch.dtype, odd: int
+) -> None:
+    step = torch.finfo(dtype).eps
+    low, high = 1 + odd * step, 1 + (odd + 1) * step
+    models = [{"w": torch.full((40,), one, dtype=torch.float64).to(dtype)} for one in (low, high)]
+
+    above = average(tmp_path, models, [2**20, 2**20 + 1])["w"]
+    below = average(tmp_path, models, [2**20 + 1, 2**20])["w"]
+
+    assert set(above.double().tolist()) == {high}  # by way of float32 they would be the even one
+    assert set(below.double().tolist()) == {low}
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_sparse_updates_that_are_alike_give_back_their_own_bytes(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+    numbers = torch.randn(500, generator=generator, dtype=torch.float64).to(dtype)
+    numbers[0] = -0.0
+    save_file({"w": numbers * 0 + 1}, tmp_path / "base")
+    save_file({"mask.0": torch.ones(500, dtype=torch.uint8)}, tmp_path / "mask")
+    files = write(tmp_path, [{"w": numbers}] * 3, [1, 3, 1_000_003])
+    files = [replace(file, mask=tmp_path / "mask") for file in files]
+
+    aggregate(
+        base=tmp_path / "base", updates=files, out=tmp_path / "out", strategy=STRATEGIES["FedAvg"]()
+    )
+
+    assert (tmp_path / "out").read_bytes() == files[0].path.read_bytes()
 
 
 def test_a_float64_mean_is_correctly_rounded_even_when_terms_cancel(tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """The published kit over every registered strategy, and what else ours promise about their input."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from fl_server_ai.aggregation import STRATEGIES, UpdateMeta
 from fl_server_ai.aggregation.engine import UpdateFile, aggregate
 from fl_server_ai.aggregation.options import parse_options
 from fl_server_ai.testing import CHECKS, conformance, furnished
+from fl_server_ai.testing.rounds import Rounds
 from fl_server_core.exceptions import AggregationException, Invalid
 from tests.ai.test_aggregation import random_models
 
@@ -30,6 +33,18 @@ N = 11
 @pytest.mark.parametrize("name", NAMES)
 def test_it_keeps_the_promises_of_every_strategy(name: str, check: str, tmp_path: Path) -> None:
     conformance(STRATEGIES[name], check, tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if STRATEGIES[name].takes == "weights"])
+def test_clients_that_did_not_move_keep_each_minus_zero(name: str, tmp_path: Path) -> None:
+    rounds = Rounds(STRATEGIES[name], tmp_path)
+    base = rounds.write({"w": torch.tensor([-0.0, 0.0, 1.5]), "h": torch.tensor([-0.0]).half()})
+    fresh = rounds.alike(base)
+    stale = [replace(one, meta=replace(one.meta, staleness=1, discount=0.5)) for one in fresh]
+
+    made = [rounds.run(updates, base=base).weights for updates in (fresh, stale)]
+
+    assert made == [base.read_bytes()] * 2
 
 
 def test_fedprox_tells_its_clients_mu() -> None:

@@ -285,6 +285,70 @@ def test_a_damaged_slice_is_made_again_before_anything_is_published(
     assert made == {0: 1, 1: 1, 2: 2, 3: 1}
 
 
+@pytest.mark.parametrize("kind", ["survey", "columns"])
+def test_a_slice_whose_file_is_gone_is_made_again(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Counter[tuple[str, int]] = Counter()
+    running, _ = ready("Krum", sites=5)
+    while WorkSlice.objects.filter(kind=kind, state="done").count() < 4:
+        work(made, most=1)
+    one = WorkSlice.objects.select_related("result").get(kind=kind, index=2)
+    assert one.result is not None
+    Path(weights_storage().path(one.result.name)).unlink()
+
+    for _ in range(3):
+        work(made)
+        expire()
+
+    assert running.now.model.round == 1
+    assert made.pop((kind, 2)) == 2
+    assert not Blob.objects.filter(name__endswith=".slice", doomed_at=None).exists()
+
+
+def test_a_worker_that_comes_late_leaves_what_has_been_planned_since() -> None:
+    running, event = ready()
+    process_trainer_task(event.pk)
+    first = WorkSlice.objects.order_by("pk").first()
+    assert first is not None
+    slow = slice_claim(slice_id=first.pk)
+    assert slow is not None
+    slow.plan = "of another day"
+    late = TrainerEvent.objects.get(pk=event.pk)
+
+    assert not slicing._make(slow, running.now, running.round)
+    slicing._drop(late)  # which it does not hold
+
+    assert WorkSlice.objects.count() == 4
+
+
+def test_there_are_as_many_slices_as_wanted_however_few_shares_of_a_comparison(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(slicing, "aggregation_workers", lambda: 6)
+    running, _ = ready("Krum", sites=5)
+    made: Counter[tuple[str, int]] = Counter()
+
+    work(made)
+
+    assert Counter(kind for kind, _ in made) == {"survey": 8, "columns": 12}
+    assert running.now.model.round == 1
+
+
+def test_a_round_that_is_shared_stays_so_when_the_other_workers_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    running, event = ready("Krum", sites=5)
+    process_trainer_task(event.pk)
+    monkeypatch.setattr(slicing, "aggregation_workers", lambda: 1)
+    made: Counter[tuple[str, int]] = Counter()
+
+    work(made)
+
+    assert Counter(kind for kind, _ in made) == {"survey": 4, "columns": 4}
+    assert running.now.model.round == 1
+
+
 def test_slices_of_other_inputs_are_made_anew() -> None:
     running, event = ready()
     process_trainer_task(event.pk)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fl_server_ai.aggregation import STRATEGIES, Strategy, UpdateMeta
+from fl_server_ai.aggregation.geometry import stride
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,4 +36,4 @@ class FedAsync(Strategy[FedAsyncOptions]):
         return [1.0] * len(metas)
 
     def update(self, x: "Tensor", y: "Tensor", state: "dict[str, Tensor]") -> "Tensor":
-        return y if self.share == 1 else x + (y - x) * self.share
+        return stride(x, y, self.share)

@@ -12,6 +12,7 @@ from fl_server_ai.aggregation import (
     sample_weights,
     weighting_field,
 )
+from fl_server_ai.aggregation.geometry import stride
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,5 +55,4 @@ class FedBuff(Strategy[FedBuffOptions]):
         return plain
 
     def update(self, x: "Tensor", y: "Tensor", state: "dict[str, Tensor]") -> "Tensor":
-        step = self.options.server_lr * self.share
-        return y if step == 1 else x + (y - x) * step
+        return stride(x, y, self.options.server_lr * self.share)
