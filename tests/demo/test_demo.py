@@ -39,7 +39,7 @@ def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
         check=False,
     )
 
@@ -65,6 +65,7 @@ def kept(tmp_path: Path) -> Iterator[Federation]:
 
 
 @pytest.mark.system
+@pytest.mark.timeout(900)
 def test_the_demo_trains_better_than_any_site_alone_and_can_be_run_again(
     tmp_path: Path, kept: Federation
 ) -> None:
