@@ -71,7 +71,7 @@ def test_an_update_over_a_line_that_breaks_arrives_with_few_extra_bytes(
     record_property: Callable[[str, object], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(transport, "SILENCE", 2.0 if size < 64 * MB else 30.0)
+    monkeypatch.setattr(transport, "SILENCE", 4.0 if size < 64 * MB else 30.0)
     digest = large(tmp_path / "update.safetensors", size)
     embedded = Embedded(tmp_path)
     with embedded.serving() as server:
@@ -96,7 +96,7 @@ def test_an_update_over_a_line_that_breaks_arrives_with_few_extra_bytes(
         killer = killed_halfway(server, line, size, peaks)
 
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        way = Transport(line.base, token=token)
+        way = Transport(line.base, token=token, attempts=20)  # the server starts meanwhile
         form = [("round", "0"), ("sample_size", "3")]
         sent = send_file(way, f"models/{model}/", form, tmp_path / "update.safetensors")
         way.close()
@@ -131,7 +131,7 @@ def test_a_download_over_a_line_that_breaks_goes_on_where_it_stopped(
     record_property: Callable[[str, object], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(transport, "SILENCE", 2.0 if size < 64 * MB else 30.0)
+    monkeypatch.setattr(transport, "SILENCE", 4.0 if size < 64 * MB else 30.0)
     digest = large(tmp_path / "model.safetensors", size)
     _, token = register(embedded.base, f"downloads-{size}", actor=True)
     line = BadLine(("127.0.0.1", embedded.port), rate=24 * MB, every=size // 6, silent=1)
