@@ -6,6 +6,7 @@ from django.http import HttpRequest, HttpResponseBase
 
 from fl_server_core.killpoints import reached
 
+SENT = "fl.sent"  # in a request's META: what the front calls once its answer is with the socket
 ANSWERS = {
     ("POST", "models/"): "answer.model",
     ("POST", "trainings/"): "answer.training",
@@ -33,7 +34,10 @@ ANSWERS = {
 
 
 class AnswerPointsMiddleware:
-    """The point before an answer is where everything is done; the one after, where it has been sent."""
+    """The point before an answer is where everything is done; the one after, where the socket has it.
+
+    So the client reads the answer of a process that was killed there. Only the front comes to it.
+    """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self.get_response = get_response
@@ -44,13 +48,7 @@ class AnswerPointsMiddleware:
         if step is None or response.status_code >= 400:
             return response
         reached(f"{step}:before")
-        close = response.close
-
-        def closed() -> None:
-            close()
-            reached(f"{step}:after")
-
-        response.close = closed  # type: ignore[method-assign] # the WSGI server calls it
+        request.META.get(SENT, []).append(lambda: reached(f"{step}:after"))
         return response
 
 

@@ -1,10 +1,12 @@
 """Asks the WSGI application, in a thread, and brings what it says in a form that a coroutine can send."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from django.db import close_old_connections
+
+from fl_server_api.answer_points import SENT
 
 Application = Callable[..., Any]
 BLOCK = 2**20
@@ -37,6 +39,7 @@ class Answer:
     body: bytes = b""
     file: File | None = None
     stream: Any = None
+    sent: list[Callable[[], None]] = field(default_factory=list)  # called once the socket has it
 
     @property
     def short(self) -> bool:
@@ -57,11 +60,11 @@ def asked(app: Application, environ: dict[str, Any]) -> Answer:
     def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
         said[:] = status, headers
 
-    result = app({**environ, "wsgi.file_wrapper": File}, start_response)
+    sent: list[Callable[[], None]] = []
+    result = app({**environ, "wsgi.file_wrapper": File, SENT: sent}, start_response)
     status, headers = said
-    answer = Answer(
-        int(status[:3]), [(n.encode("latin-1"), v.encode("latin-1")) for n, v in headers]
-    )
+    encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    answer = Answer(int(status[:3]), encoded, sent=sent)
     if isinstance(result, File):
         answer.file = result
     elif getattr(result, "streaming", False):

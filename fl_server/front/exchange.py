@@ -133,21 +133,26 @@ class Exchange:
 
     async def _finish(self, answer: Answer) -> None:
         try:
-            headers = [*answer.headers]
-            if self._more and not await self._drained():
-                headers.append((b"connection", b"close"))
-            start = {"type": "http.response.start", "status": answer.status, "headers": headers}
-            async with asyncio.timeout(PATIENCE * settings.FL_STALLED_SECONDS):
-                await self._send(start)
-                if answer.short or self.scope["method"] == "HEAD":
-                    await self._send({"type": "http.response.body", "body": answer.body})
-                    return
-            async with self._leaving() as gone:
-                await self._send_long(answer, gone)
+            await self._deliver(answer)
+            for tell in answer.sent:
+                tell()
         except TimeoutError:
             await self._abort()
         finally:
             self.front.close(answer)
+
+    async def _deliver(self, answer: Answer) -> None:
+        headers = [*answer.headers]
+        if self._more and not await self._drained():
+            headers.append((b"connection", b"close"))
+        start = {"type": "http.response.start", "status": answer.status, "headers": headers}
+        async with asyncio.timeout(PATIENCE * settings.FL_STALLED_SECONDS):
+            await self._send(start)
+            if answer.short or self.scope["method"] == "HEAD":
+                await self._send({"type": "http.response.body", "body": answer.body})
+                return
+        async with self._leaving() as gone:
+            await self._send_long(answer, gone)
 
     async def _drained(self) -> bool:
         """Read on for a while, so that a client that is still sending sees the answer; whether that was all."""

@@ -2,23 +2,39 @@
 
 import contextlib
 import errno
+import logging
 import resource
 import socket
+import sys
 import time
 from typing import Any
 
 from django.urls import get_resolver
 from uvicorn import Config
+from uvicorn.config import STARTUP_FAILURE
 
 from fl_server.front.protocol import Protocol
 
 BACKLOG = 1024
 KEEP_SECONDS = 75  # longer than nginx keeps its connections to us
 
+logger = logging.getLogger(__name__)
+
+
+class Loading(Config):
+    """Whatever the application raises when it is imported, its supervisor is told not to try again."""
+
+    def load_app(self) -> Any:
+        try:
+            return super().load_app()
+        except Exception:  # plug-ins, settings and drivers of others raise what they like
+            logger.exception("the application can't be loaded; the web stops")
+            sys.exit(STARTUP_FAILURE)
+
 
 def configured(app: Any, *, stop_seconds: int, **others: Any) -> Config:
     """Only what a process must not decide by itself is left to `others`."""
-    return Config(
+    return Loading(
         app,
         loop="asyncio",
         http=Protocol,

@@ -21,10 +21,10 @@ SAVED = re.compile(r"as\s+`(\w+\.py)`")
 pytestmark = pytest.mark.system
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Federation]:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """`FL_OPEN_REGISTRATION=1 manage.py serve`, on a port of its own."""
-    with Federation(tmp_path) as federation:
+    with Federation(tmp_path_factory.mktemp("served")) as federation:
         federation.serve("only for this test")
         yield federation
 

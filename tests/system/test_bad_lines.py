@@ -3,7 +3,7 @@
 import hashlib
 import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -26,6 +26,14 @@ SIZES = [
     pytest.param(32 * MB, id="32 MB"),
     pytest.param(1024 * MB, id="1 GB", marks=[pytest.mark.heavy, pytest.mark.timeout(1200)]),
 ]
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    """A server for all tests that leave it running."""
+    embedded = Embedded(tmp_path_factory.mktemp("shared"))
+    with embedded.serving():
+        yield embedded
 
 
 def large(path: Path, size: int) -> str:
@@ -63,7 +71,7 @@ def test_an_update_over_a_line_that_breaks_arrives_with_few_extra_bytes(
     record_property: Callable[[str, object], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(transport, "SILENCE", 2.0 if size < 64 * MB else 30.0)
+    monkeypatch.setattr(transport, "SILENCE", 4.0 if size < 64 * MB else 30.0)
     digest = large(tmp_path / "update.safetensors", size)
     embedded = Embedded(tmp_path)
     with embedded.serving() as server:
@@ -88,7 +96,7 @@ def test_an_update_over_a_line_that_breaks_arrives_with_few_extra_bytes(
         killer = killed_halfway(server, line, size, peaks)
 
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        way = Transport(line.base, token=token)
+        way = Transport(line.base, token=token, attempts=20)  # the server starts meanwhile
         form = [("round", "0"), ("sample_size", "3")]
         sent = send_file(way, f"models/{model}/", form, tmp_path / "update.safetensors")
         way.close()
@@ -117,90 +125,85 @@ def _state(embedded: Embedded, token: str, training: str) -> str:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_download_over_a_line_that_breaks_goes_on_where_it_stopped(
+    embedded: Embedded,
     tmp_path: Path,
     size: int,
     record_property: Callable[[str, object], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(transport, "SILENCE", 2.0 if size < 64 * MB else 30.0)
+    monkeypatch.setattr(transport, "SILENCE", 4.0 if size < 64 * MB else 30.0)
     digest = large(tmp_path / "model.safetensors", size)
-    embedded = Embedded(tmp_path)
-    with embedded.serving():
-        _, token = register(embedded.base, "researcher", actor=True)
-        line = BadLine(("127.0.0.1", embedded.port), rate=24 * MB, every=size // 6, silent=1)
-        with fl_client.connect(embedded.base, token=token) as fl:
-            model = fl.models.upload(
-                name="m", description="d", weights=tmp_path / "model.safetensors"
-            )
+    _, token = register(embedded.base, f"downloads-{size}", actor=True)
+    line = BadLine(("127.0.0.1", embedded.port), rate=24 * MB, every=size // 6, silent=1)
+    with fl_client.connect(embedded.base, token=token) as fl:
+        model = fl.models.upload(name="m", description="d", weights=tmp_path / "model.safetensors")
 
-        with fl_client.connect(line.base, token=token) as fl:
-            arrived = fl.models.download(model, tmp_path / "arrived.safetensors")
-        line.close()
-        record_property("extra bytes", f"{line.down - size} of {size}, {line.cuts} cuts")
+    with fl_client.connect(line.base, token=token) as fl:
+        arrived = fl.models.download(model, tmp_path / "arrived.safetensors")
+    line.close()
+    record_property("extra bytes", f"{line.down - size} of {size}, {line.cuts} cuts")
 
-        with arrived.open("rb") as file:
-            assert hashlib.file_digest(file, "sha256").hexdigest() == digest
-        assert line.cuts >= 3
-        assert line.down <= 1.05 * size
+    with arrived.open("rb") as file:
+        assert hashlib.file_digest(file, "sha256").hexdigest() == digest
+    assert line.cuts >= 3
+    assert line.down <= 1.05 * size
 
 
 def test_a_byte_that_is_flipped_on_the_way_is_refused_and_the_next_attempt_arrives(
-    tmp_path: Path,
+    embedded: Embedded, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.safetensors"
     digest = large(path, 20 * MB)
-    embedded = Embedded(tmp_path)
-    with embedded.serving():
-        _, token = register(embedded.base, "researcher", actor=True)
-        flips: list[int] = []
+    _, token = register(embedded.base, "flips", actor=True)
+    flips: list[int] = []
 
-        class Flipping(Transport):
-            """Damages the first transfer in its middle."""
+    class Flipping(Transport):
+        """Damages the first transfer in its middle."""
 
-            def headers(self, method, url, *, headers, content=None):  # type: ignore[no-untyped-def]
-                if method == "PATCH" and not flips:
-                    content = self._damaged(content)
-                return super().headers(method, url, headers=headers, content=content)
+        def headers(self, method, url, *, headers, content=None):  # type: ignore[no-untyped-def]
+            if method == "PATCH" and not flips:
+                content = self._damaged(content)
+            return super().headers(method, url, headers=headers, content=content)
 
-            def _damaged(self, content):  # type: ignore[no-untyped-def]
-                for number, block in enumerate(content):
-                    if number == 9:
-                        flips.append(number)
-                        yield bytes([block[0] ^ 1]) + block[1:]
-                    else:
-                        yield block
+        def _damaged(self, content):  # type: ignore[no-untyped-def]
+            for number, block in enumerate(content):
+                if number == 9:
+                    flips.append(number)
+                    yield bytes([block[0] ^ 1]) + block[1:]
+                else:
+                    yield block
 
-        flipping = Flipping(embedded.base, token=token)
-        form = [("name", "m"), ("description", "d")]
-        made = send_file(flipping, "models/", form, path, key="one")
+    flipping = Flipping(embedded.base, token=token)
+    form = [("name", "m"), ("description", "d")]
+    made = send_file(flipping, "models/", form, path, key="one")
 
-        assert flips == [9]
-        stored = flipping.json("GET", f"models/{made['model_id']}/metadata/")
-        assert stored["sha256"] == digest
-        flipping.close()
+    assert flips == [9]
+    stored = flipping.json("GET", f"models/{made['model_id']}/metadata/")
+    assert stored["sha256"] == digest
+    flipping.close()
 
 
-def test_the_note_of_an_unfinished_upload_outlives_the_client(tmp_path: Path) -> None:
+def test_the_note_of_an_unfinished_upload_outlives_the_client(
+    embedded: Embedded, tmp_path: Path
+) -> None:
     path = tmp_path / "model.safetensors"
     large(path, 20 * MB)
-    embedded = Embedded(tmp_path)
-    with embedded.serving():
-        _, token = register(embedded.base, "researcher", actor=True)
-        line = BadLine(("127.0.0.1", embedded.port), rate=64 * MB, every=8 * MB)
-        form = [("name", "m"), ("description", "d")]
-        impatient = Transport(line.base, token=token, attempts=1)
-        with pytest.raises(fl_client.FLError):
-            send_file(impatient, "models/", form, path, key="one")
-        impatient.close()
-        line.whole = True
-        again = line.up
+    _, token = register(embedded.base, "notes", actor=True)
+    line = BadLine(("127.0.0.1", embedded.port), rate=64 * MB, every=8 * MB)
+    form = [("name", "m"), ("description", "d")]
+    impatient = Transport(line.base, token=token, attempts=1)
+    with pytest.raises(fl_client.FLError):
+        send_file(impatient, "models/", form, path, key="one")
+    impatient.close()
+    line.whole = True
+    again = line.up
 
-        patient = Transport(line.base, token=token)
-        made = send_file(patient, "models/", form, path, key="one")
-        patient.close()
-        line.close()
+    patient = Transport(line.base, token=token)
+    made = send_file(patient, "models/", form, path, key="one")
+    patient.close()
+    line.close()
 
-        assert made["model_id"]
-        assert line.up - again < 17 * MB
-        assert not path.with_name(path.name + ".upload").exists()
-        assert httpx.get(f"{embedded.base}/livez").status_code == 200
+    assert made["model_id"]
+    assert line.up - again < 17 * MB
+    assert not path.with_name(path.name + ".upload").exists()
+    assert httpx.get(f"{embedded.base}/livez").status_code == 200

@@ -16,7 +16,9 @@ from tests.system.sites import Cohort, digest, expected, model
 AGGREGATING = "aggregation.written"
 
 
-@pytest.fixture(scope="module", params=STACKS)
+@pytest.fixture(
+    scope="module", params=["production", pytest.param("embedded", marks=pytest.mark.heavy)]
+)
 def up(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, Stack]]:

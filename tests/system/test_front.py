@@ -22,6 +22,7 @@ from fl_server_ai.notifications import wakeups
 from fl_server_ai.services import watching
 from fl_server_ai.services.places import EACH, POLLS
 from fl_server_ai.services.trainings import training_start
+from fl_server_api.answer_points import SENT
 from fl_server_api.views import results
 from fl_server_core.models import User
 from fl_server_core.services.tokens import token_issue
@@ -433,6 +434,25 @@ def test_a_stream_of_events_is_sent_as_it_happens_and_ends_with_its_reader(
         assert any(b'"state": "O"' in text for text in lines)
         response.close()
     until(lambda: wakeups._waiting == 0, "the end of the stream")
+
+
+def test_a_kill_point_after_an_answer_is_where_its_client_can_read_it() -> None:
+    readable: list[list[socket.socket]] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        environ[SENT].append(lambda: readable.append(select.select([line.socket], [], [], 0)[0]))
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    web = Web(("127.0.0.1", 0), app, threads=1, tls=None)
+    web.open()
+    with Line(web.port) as line:
+        line.ask("GET", "/")
+        until(lambda: readable, "the point", ENOUGH)
+
+        assert readable == [[line.socket]]
+        assert line.told().body == b"ok"
+    web.close()
 
 
 def test_only_a_proxy_can_say_what_it_says(served: Served) -> None:

@@ -98,6 +98,8 @@ class Deployment:
             for name in ("worker", "aggregator", "inference"):
                 self.processes[name].wait_for(" ready.")
             yield
+            for process in self.processes.values():  # all at once: each takes seconds to end
+                process.popen.terminate()
 
     @contextlib.contextmanager
     def clients(self, cohort: Cohort, name: str) -> Iterator[list[Process]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.processes import ROOT, environment
+from tests.system.servers import free_port
 
 pytestmark = pytest.mark.system
 
@@ -63,3 +64,22 @@ def test_asking_for_help_leaves_nothing_behind(tmp_path: Path, arguments: list[s
     assert done.returncode == 0
     assert done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_web_whose_application_cannot_be_loaded_ends_and_says_why(tmp_path: Path) -> None:
+    broken = "from fl_server.settings.embedded import *\nINSTALLED_APPS = ['nowhere_to_be_found']\n"
+    (tmp_path / "broken.py").write_text(broken)
+    env = environment(DJANGO_SETTINGS_MODULE="broken", FL_DATA_DIR=str(tmp_path / "data"))
+    env["PYTHONPATH"] += f":{tmp_path}"
+
+    done = subprocess.run(
+        [sys.executable, "-m", "fl_server.front", "--bind", f"127.0.0.1:{free_port()}"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert done.returncode == 3
+    assert "the application can't be loaded; the web stops" in done.stderr
+    assert "nowhere_to_be_found" in done.stderr
