@@ -1,5 +1,6 @@
 """The server's front over real sockets: who waits, is slow or sends too much takes nothing from others."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -179,6 +180,27 @@ def test_one_user_has_four_places_and_a_poll_that_hangs_up_gives_its_own_back(
     for line in lines:
         line.close()
     waiting(served, 0)
+
+
+def test_who_hangs_up_before_his_turn_costs_nothing(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(served.front, "ask", lambda environ: asked.append(environ["PATH_INFO"]))
+    monkeypatch.setattr(served.front, "asking", turn := asyncio.Semaphore(0))
+    lines = polls(served, [token_issue(user=person("ada", client=True))], 3)
+    until(lambda: len(turn._waiters or ()) == len(lines), "three polls")
+
+    state = served.web._server.server_state
+    loop = next(iter(state.connections)).loop
+
+    for line in lines:
+        line.close()
+    until(lambda: not state.connections, "the end of the connections")
+    loop.call_soon_threadsafe(turn.release)
+    until(lambda: not state.tasks, "the end of the polls")
+
+    assert asked == []
 
 
 def test_a_token_that_is_revoked_is_refused_at_the_next_wake_up(served: Served) -> None:
