@@ -1,5 +1,6 @@
 """Stops people who guess at passwords, before each guess costs a slow hash."""
 
+import ipaddress
 import logging
 import time
 
@@ -14,6 +15,7 @@ from fl_server_core.services.tokens import keyed_digest
 log = logging.getLogger("fl.server")
 GUESSES = 10  # wrong passwords for one user name from one address
 SECONDS = 300
+NETWORK_BITS = 64
 AWAY = (redis.RedisError, OSError)
 
 
@@ -59,8 +61,16 @@ class Guesses:
 
 
 def address(request: HttpRequest) -> str:
-    """Where a request comes from; behind a proxy that is trusted for the scheme, what it says last."""
-    direct = str(request.META.get("REMOTE_ADDR", ""))
-    if not settings.SECURE_PROXY_SSL_HEADER:
-        return direct
-    return request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip() or direct
+    """Where a request comes from; behind a proxy that is trusted for the scheme, what it says last.
+
+    Of IPv6 the network: one customer has 2^64 addresses in it, and may take another for each guess.
+    """
+    found = str(request.META.get("REMOTE_ADDR", ""))
+    if settings.SECURE_PROXY_SSL_HEADER:
+        found = request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip() or found
+    try:
+        known = ipaddress.IPv6Address(found)
+    except ValueError:
+        return found
+    inner = known.ipv4_mapped
+    return str(inner or ipaddress.IPv6Network((int(known), NETWORK_BITS), strict=False))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from django.core.exceptions import RequestDataTooBig
 from django.core.files.uploadedfile import UploadedFile
 from django.core.files.uploadhandler import FileUploadHandler
 from django.http import HttpRequest
@@ -23,7 +24,8 @@ FORM_OVERHEAD = 2**20  # what field names and boundaries may add
 class StagedFile(UploadedFile):  # type: ignore[type-arg]
     """A file part in staging. It is deleted when the request ends, unless a service has taken it."""
 
-    def __init__(self, name: str, content_type: str | None) -> None:
+    def __init__(self, name: str, content_type: str | None, most: int) -> None:
+        self._most = most
         self.staged_path: Path = staging_path(".upload")
         self._out = self.staged_path.open("xb")
         super().__init__(self._out, name, content_type, 0)
@@ -37,8 +39,8 @@ class StagedFile(UploadedFile):  # type: ignore[type-arg]
     def add(self, data: bytes) -> None:
         """Append a block; a full disk is `OutOfSpace`, a file over the limit `TooLarge`."""
         self.size = (self.size or 0) + len(data)
-        if self.size > settings.FL_MAX_MODEL_BYTES:
-            raise TooLarge(f"a file may have {settings.FL_MAX_MODEL_BYTES:,} bytes")
+        if self.size > self._most:
+            raise TooLarge(f"a file may have {self._most:,} bytes")
         self._hash.update(data)
         try:
             self._out.write(data)
@@ -64,6 +66,7 @@ class StagingUploadHandler(FileUploadHandler):
     def __init__(self, request: Any = None) -> None:
         super().__init__(request)
         self.staged: StagedFile | None = None
+        self.most = settings.FL_MAX_MODEL_BYTES
 
     def handle_raw_input(
         self,
@@ -73,12 +76,17 @@ class StagingUploadHandler(FileUploadHandler):
         boundary: str,
         encoding: str | None = None,
     ) -> None:
+        user = getattr(self.request, "user", None)
+        if user is not None and not user.is_authenticated:
+            self.most = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+            if content_length > self.most:
+                raise RequestDataTooBig("strangers send no files")
         if content_length > QUICK:
             connection_release()  # the body may take hours
 
     def new_file(self, *args: Any, **kwargs: Any) -> None:
         super().new_file(*args, **kwargs)
-        self.staged = StagedFile(self.file_name or "file", self.content_type)
+        self.staged = StagedFile(self.file_name or "file", self.content_type, self.most)
         if self.request is not None:
             self.request.META.setdefault(STAGED, []).append(self.staged)
 
@@ -128,8 +136,10 @@ def announced(request: Request) -> int:
 
 
 def refuse_large(request: Request, limit: int | None = None) -> None:
-    """Raise `TooLarge` for a body that says so itself, before any of it is read."""
-    limit = settings.FL_MAX_MODEL_BYTES if limit is None else limit
+    """Raise `TooLarge` for a body that says so itself, before any of it is read. Strangers send no files."""
+    if limit is None and request.user.is_authenticated:
+        limit = settings.FL_MAX_MODEL_BYTES
+    limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE - FORM_OVERHEAD if limit is None else limit
     length = announced(request)
     if length > limit + FORM_OVERHEAD:
         raise TooLarge(f"{length:,} bytes announced; a file may have {limit:,}")

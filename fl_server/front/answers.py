@@ -74,6 +74,8 @@ def asked(app: Application, environ: dict[str, Any]) -> Answer:
             answer.body = b"".join(result)
         finally:
             getattr(result, "close", lambda: None)()
+        if answer.body and not any(name.lower() == b"content-length" for name, _ in answer.headers):
+            answer.headers.append((b"content-length", b"%d" % len(answer.body)))
         return answer
     close_old_connections()  # of this thread; another one will end the request
     return answer

@@ -17,8 +17,12 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 POLL = re.compile(r"/api/(v1/)?tasks/")
-# Small questions that take their time: a model that is asked, weights that are written out first.
-SLOW = re.compile(r"/api/(v1/)?(inference/|models/[^/]+/(calibration/|extras/|preprocessing/)?)")
+# Small questions that take their time: a model that is asked, weights that are written out first, an upload
+# that is named as an update and waits for its turn, or whose last piece has the whole of it read.
+SLOW = re.compile(
+    r"[A-Z]+ /api/(v1/)?(inference/|models/[^/]+/(calibration/|extras/|preprocessing/|swag/)?)"
+    r"|POST /api/(v1/)?tasks/[^/]+/result/|PATCH /api/(v1/)?uploads/[^/]+/"
+)
 FILE_THREADS = 4
 
 
@@ -60,7 +64,8 @@ class Front:
 
     async def ask(self, environ: dict[str, Any], *, large: bool = False) -> Answer:
         """What Django says to this, in a thread of the pool that is meant for it."""
-        slow = large or bool(SLOW.fullmatch(environ["PATH_INFO"]))
+        asked_for = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
+        slow = large or bool(SLOW.fullmatch(asked_for))
         pool = self._transfers if slow else self._control
         return await asyncio.get_running_loop().run_in_executor(pool, asked, self.app, environ)
 

@@ -22,7 +22,7 @@ async def polled(
     Each time is a whole request to Django: a token that was revoked meanwhile is refused. Only so many
     (`front.asking`) are asked at once. Who finds no place is answered at once.
     """
-    answer, poll = await _ask(front, environ)
+    answer, poll = await _ask(front, environ, gone)
     if poll.seconds <= 0:
         return answer
     loop = asyncio.get_running_loop()
@@ -46,15 +46,20 @@ async def polled(
                 if gone.done():
                     return None
                 if wakeups.generation(poll.user) != poll.seen and not front.stopping:
-                    answer, poll = await _ask(front, environ)
+                    answer, poll = await _ask(front, environ, gone)
     finally:
         front.waiting.discard(changed)
     return answer
 
 
-async def _ask(front: "Front", environ: Callable[[], dict[str, Any]]) -> tuple[Answer, Poll]:
+async def _ask(
+    front: "Front", environ: Callable[[], dict[str, Any]], gone: asyncio.Task[None]
+) -> tuple[Answer | None, Poll]:
+    """None for a client who has hung up before it was his turn: when many come back at once, many do."""
     poll = Poll()
     async with front.asking:
+        if gone.done():
+            return None, poll
         answer = await front.ask({**environ(), POLL: poll})
     return answer, poll
 

@@ -1,6 +1,7 @@
 """The bytes of an upload that have arrived: one file, one writer at a time, the newest one wins."""
 
 import fcntl
+import hashlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -54,7 +55,7 @@ class Parts:
     @contextmanager
     def writing(self) -> Iterator[Callable[[bytes], None]]:
         """A function that appends; synced at the end, however it comes. `Conflict` once another has taken over."""
-        with self.path.open("r+b", buffering=0) as file:
+        with self._open() as file:
             file.seek(0, os.SEEK_END)
 
             def write(block: bytes) -> None:
@@ -74,6 +75,11 @@ class Parts:
                 file.truncate(size)
                 os.fsync(file.fileno())
 
+    def sha256(self) -> str:
+        """Of all the bytes (hexadecimal)."""
+        with self._open() as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
     def link(self, other: Path) -> None:
         """A second name for the bytes, which outlives this one."""
         try:
@@ -88,12 +94,14 @@ class Parts:
 
     @contextmanager
     def _locked(self) -> Iterator[IO[bytes]]:
+        with self._open() as file, _lock(file):
+            yield file
+
+    def _open(self) -> IO[bytes]:
         try:
-            file = self.path.open("r+b", buffering=0)
+            return self.path.open("r+b", buffering=0)
         except FileNotFoundError as error:
             raise gone() from error
-        with file, _lock(file):
-            yield file
 
     def _mine(self) -> bool:
         try:

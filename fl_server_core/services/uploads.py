@@ -156,8 +156,7 @@ def upload_finish(upload: Upload) -> None:
     """Check a file that has arrived to its last byte; done already, nothing happens."""
     if upload.finished_at is not None:
         return
-    with Parts(upload.pk).path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = Parts(upload.pk).sha256()
     if upload.sha256 and found != upload.sha256:
         announced = upload.sha256
         upload_delete(upload)

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import redis
 from django.core.cache import caches
-from django.test import Client
+from django.test import Client, RequestFactory
 from rest_framework.test import APIClient
 
-from fl_server_api.guessing import GUESSES, SECONDS
+from fl_server_api.guessing import GUESSES, SECONDS, address
 from fl_server_core.models import User
 from fl_server_core.services.tokens import token_issue
 from fl_server_core.services.users import user_prepare, user_register
@@ -87,6 +87,23 @@ def test_behind_a_proxy_it_is_the_address_that_the_proxy_saw(bob, settings) -> N
 
     assert ask(RIGHT, HTTP_X_FORWARDED_FOR="192.0.2.7").status_code == 429
     assert ask(RIGHT, HTTP_X_FORWARDED_FOR="192.0.2.8").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("2001:db8::1", "2001:db8::ffff:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("::ffff:192.0.2.7", "192.0.2.7", True),
+        ("::ffff:192.0.2.7", "::ffff:192.0.2.8", False),
+    ],
+)
+def test_of_ipv6_the_network_counts(first: str, second: str, same: bool) -> None:
+    requests = [RequestFactory().get("/", REMOTE_ADDR=given) for given in (first, second)]
+
+    found = [address(request) for request in requests]
+
+    assert (found[0] == found[1]) == same
 
 
 def test_without_the_cache_people_still_log_in(bob, monkeypatch) -> None:

@@ -17,7 +17,7 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 from safetensors.numpy import save
 
-from fl_server_core.exceptions import Conflict
+from fl_server_core.exceptions import Conflict, NotFound
 from fl_server_core.models import GlobalModel, LocalModel, Upload
 from fl_server_core.services import parts, uploads
 from tests.scenes import Scene, person, scene, weights
@@ -381,6 +381,25 @@ def test_given_up_uploads_and_old_ones_leave_nothing(ada) -> None:
     assert (deleted.status_code, expired) == (204, 1)
     assert not Upload.objects.exists()
     assert not list((Path(django_settings.FL_STAGING_DIR) / "uploads").iterdir())
+
+
+def test_an_upload_that_is_deleted_while_it_is_sent_or_read_is_gone(ada, monkeypatch) -> None:
+    def and_deleted(self: parts.Parts) -> int:
+        size = self.size()
+        self.delete()
+        return size
+
+    sent, asked = begin(ada), begin(ada, DATA + b" ")
+    patch(ada, asked, DATA)
+    monkeypatch.setattr(parts.Parts, "stop_others", and_deleted)
+
+    answer = patch(ada, sent, DATA)
+
+    assert (answer.status_code, answer.json()["code"]) == (404, "UPLOAD_GONE")
+    upload = Upload.objects.get(pk=asked.split("/")[-2])
+    parts.Parts(upload.pk).delete()
+    with pytest.raises(NotFound, match="begin anew"):
+        uploads.upload_finish(upload)
 
 
 def test_tus_clients_learn_what_is_spoken_here(ada) -> None:

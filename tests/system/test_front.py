@@ -1,5 +1,6 @@
 """The server's front over real sockets: who waits, is slow or sends too much takes nothing from others."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -12,21 +13,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
 from django.core.wsgi import get_wsgi_application
+from django.test.client import encode_multipart
 from safetensors.numpy import save
 
 from fl_server.embedded.web import Web
 from fl_server.front import protocol
 from fl_server.front.app import Front
 from fl_server_ai.notifications import wakeups
-from fl_server_ai.services import watching
+from fl_server_ai.services import updates, watching
 from fl_server_ai.services.places import EACH, POLLS
 from fl_server_ai.services.trainings import training_start
 from fl_server_api.answer_points import SENT
 from fl_server_api.views import results
 from fl_server_core.models import User
 from fl_server_core.services.tokens import token_issue
-from tests.scenes import person, scene
+from tests.scenes import person, scene, weights
 from tests.system.processes import until
 
 pytestmark = [pytest.mark.system, pytest.mark.django_db(transaction=True)]
@@ -83,7 +86,7 @@ class Line:
     def close(self) -> None:
         self.socket.close()
 
-    def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> None:
+    def ask(self, method: str, path: str, body: bytes = b"", **headers: Any) -> None:
         lines = [f"{method} {path} HTTP/1.1", "Host: localhost"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         if self._token:
@@ -178,6 +181,27 @@ def test_one_user_has_four_places_and_a_poll_that_hangs_up_gives_its_own_back(
     for line in lines:
         line.close()
     waiting(served, 0)
+
+
+def test_who_hangs_up_before_his_turn_costs_nothing(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(served.front, "ask", lambda environ: asked.append(environ["PATH_INFO"]))
+    monkeypatch.setattr(served.front, "asking", turn := asyncio.Semaphore(0))
+    lines = polls(served, [token_issue(user=person("ada", client=True))], 3)
+    until(lambda: len(turn._waiters or ()) == len(lines), "three polls")
+
+    state = served.web._server.server_state
+    loop = next(iter(state.connections)).loop
+
+    for line in lines:
+        line.close()
+    until(lambda: not state.connections, "the end of the connections")
+    loop.call_soon_threadsafe(turn.release)
+    until(lambda: not state.tasks, "the end of the polls")
+
+    assert asked == []
 
 
 def test_a_token_that_is_revoked_is_refused_at_the_next_wake_up(served: Served) -> None:
@@ -281,6 +305,38 @@ def test_slow_uploads_take_a_quarter_of_their_own_threads_and_none_of_the_others
     until(lambda: served.front.bodies.taken() == 0, "the end of the first upload")
     first.close()
     second.close()
+
+
+def test_updates_that_wait_for_their_turn_leave_threads_for_everybody_else(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = scene(*(f"site-{number}" for number in range(THREADS + 1)))
+    turns, arrived = threading.Semaphore(0), threading.Semaphore(0)
+
+    @contextlib.contextmanager
+    def turn() -> Iterator[None]:
+        arrived.release()
+        assert turns.acquire(timeout=ENOUGH)
+        yield
+
+    monkeypatch.setattr(updates, "_turn", turn)
+    fields = {"meta": json.dumps({"num_examples": 1})}
+    lines = []
+    for name, site in told.sites.items():
+        file = SimpleUploadedFile("update", save(weights(1.0)))
+        form = encode_multipart("B", {**fields, "model_file": file})
+        lines.append(served.line(token_issue(user=site)))
+        how = {"Content_Type": "multipart/form-data; boundary=B", "Content_Length": len(form)}
+        lines[-1].ask("POST", f"/api/tasks/{told.task(name).pk}/result/", form, **how)
+    for _ in range(THREADS):
+        assert arrived.acquire(timeout=ENOUGH)
+
+    status = served.get("/livez").status
+    for _ in lines:
+        turns.release()
+
+    assert status == 200
+    assert {line.told().status for line in lines} == {201}
 
 
 def test_bodies_of_strangers_share_a_quarter_too(served: Served, settings: Any) -> None:
@@ -453,6 +509,58 @@ def test_a_kill_point_after_an_answer_is_where_its_client_can_read_it() -> None:
         assert readable == [[line.socket]]
         assert line.told().body == b"ok"
     web.close()
+
+
+def test_a_stream_ends_with_its_reader_also_if_he_has_asked_for_more(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "SILENCE_SECONDS", 0.0)
+    monkeypatch.setattr(watching, "LOOK_SECONDS", 0.2)
+    told = scene("ada", started=False)
+
+    with served.line(token_issue(user=told.actor)) as line:
+        line.ask("GET", f"/api/trainings/{told.training.pk}/events/")
+        until(lambda: wakeups._waiting == 1, "the stream")
+        line.ask("GET", "/livez")
+
+    until(lambda: wakeups._waiting == 0, "the end of the stream")
+
+
+def test_fields_after_a_body_are_not_those_before_it(served: Served) -> None:
+    with served.line() as line:
+        line.ask(
+            "POST",
+            "/livez",
+            b"2\r\n{}\r\n0\r\nX-Request-ID: trailing-0001\r\nHost: elsewhere\r\n\r\n",
+            Transfer_Encoding="chunked",
+            X_Request_ID="leading-0001",
+        )
+        told = line.told()
+        line.ask("GET", "/livez", X_Request_ID="the-next-0001")
+        following = line.told()
+
+    assert told.headers["x-request-id"] == "leading-0001"
+    assert following.headers["x-request-id"] == "the-next-0001"
+
+
+def test_an_old_client_is_not_sent_chunks(served: Served) -> None:
+    with served.line() as line:
+        line.say(b"GET /api/users/ HTTP/1.0\r\nHost: elsewhere\r\n\r\n")
+        told = line.told()
+
+    assert (told.status, told.json["code"]) == (400, "INVALID")
+    assert "transfer-encoding" not in told.headers
+
+
+def test_strangers_send_no_files(served: Served, settings: Any) -> None:
+    settings.FL_OPEN_REGISTRATION = True
+    how = {"Content_Type": "multipart/form-data; boundary=B", "Content_Length": str(5 * 2**20)}
+
+    for path, status in (("/api/users/", 413), ("/admin/login/", 400)):
+        with served.line() as line:
+            line.ask("POST", path, **how, Cookie=f"csrftoken={'x' * 32}", Expect="100-continue")
+            told = line.told()
+        assert told.status == status, (path, told)
 
 
 def test_only_a_proxy_can_say_what_it_says(served: Served) -> None:
