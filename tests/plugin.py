@@ -8,11 +8,14 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from tests.system.servers import Postgres, Redis, reap
 
 LEFT_OUT = ("heavy", "gpu", "faults")
 TIMEOUT_SECONDS = 300.0
+hypothesis_settings.register_profile("untimed", deadline=None)  # machines are slow at times
+hypothesis_settings.load_profile("untimed")
 _suite: list[Postgres] = []  # the server that Django's own test database is on
 
 
