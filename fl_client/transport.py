@@ -24,7 +24,7 @@ log = logging.getLogger("fl.client")
 Form = Sequence[tuple[str, str]]
 PROTOCOL = "1"
 SILENCE = 60.0  # seconds without a byte after which a line counts as broken
-_AGAIN = (429, 502, 503, 504)
+_AGAIN = (408, 429, 502, 503, 504)  # 408: a line that stood still for a while
 _LONGEST_RETRY_AFTER = 300.0
 _NO_TLS = (
     "WRONG_VERSION_NUMBER",

@@ -21,7 +21,7 @@ POLL = re.compile(r"/api/(v1/)?tasks/")
 # that is named as an update and waits for its turn, or whose last piece has the whole of it read.
 SLOW = re.compile(
     r"[A-Z]+ /api/(v1/)?(inference/|models/[^/]+/(calibration/|extras/|preprocessing/|swag/)?)"
-    r"|POST /api/(v1/)?tasks/[^/]+/result/|PATCH /api/(v1/)?uploads/[^/]+/"
+    r"|POST /api/(v1/)?(models/|tasks/[^/]+/result/)|PATCH /api/(v1/)?uploads/[^/]+/"
 )
 FILE_THREADS = 4
 

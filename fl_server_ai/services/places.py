@@ -57,5 +57,6 @@ def places() -> int:
 
 THREADS = Places(places)  # polls under a plain WSGI server
 POLLS = Places(lambda: settings.FL_POLLS)  # polls under the front: a coroutine each
-STREAMS = Places(lambda: settings.FL_TRANSFER_THREADS // 4)  # a thread each, everywhere
+# A thread each, everywhere. Large bodies have three quarters of these: something must be left for downloads.
+STREAMS = Places(lambda: (settings.FL_TRANSFER_THREADS + 7) // 8)
 place = THREADS.one

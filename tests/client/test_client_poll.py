@@ -71,7 +71,10 @@ def test_trouble_on_the_way_is_retried_with_the_same_bytes(
 ) -> None:
     server.add_task()
     server.faults["/api/tasks/"] = [refusal(503, "DOWN", Retry_After="0")]
-    server.faults["/api/models/m/"] = [refusal(429, "SLOW", Retry_After="0")]
+    server.faults["/api/models/m/"] = [
+        refusal(429, "SLOW", Retry_After="0"),
+        refusal(408, "TOO_SLOW"),
+    ]
     attempts = []
     accept = server.contract
 

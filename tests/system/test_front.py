@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from fl_server.embedded.web import Web
 from fl_server.front import protocol
-from fl_server.front.app import Front
+from fl_server.front.app import SLOW, Front
 from fl_server_ai.notifications import wakeups
 from fl_server_ai.services import updates, watching
 from fl_server_ai.services.places import EACH, POLLS
@@ -337,6 +337,21 @@ def test_updates_that_wait_for_their_turn_leave_threads_for_everybody_else(
 
     assert status == 200
     assert {line.told().status for line in lines} == {201}
+
+
+@pytest.mark.parametrize(
+    ("asked", "slow"),
+    [
+        ("POST /api/models/", True),  # of an upload that is complete: all of it is read
+        ("GET /api/models/", False),
+        ("PATCH /api/uploads/6/", True),  # the last piece, after which the digest is computed
+        ("HEAD /api/v1/uploads/6/", False),
+        ("POST /api/v1/tasks/6/result/", True),
+        ("POST /api/tasks/6/progress/", False),
+    ],
+)
+def test_small_requests_that_read_large_files_are_known(asked: str, slow: bool) -> None:
+    assert bool(SLOW.fullmatch(asked)) == slow
 
 
 def test_bodies_of_strangers_share_a_quarter_too(served: Served, settings: Any) -> None:
