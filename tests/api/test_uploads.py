@@ -11,8 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from django.conf import settings as django_settings
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.test import Client
 from django.utils import timezone
 from rest_framework.test import APIClient
 from safetensors.numpy import save
@@ -419,3 +422,17 @@ def test_people_see_how_far_their_uploads_are(ada) -> None:
 
     assert (listed["offset"], listed["length"]) == (10, len(DATA))
     assert ada.get(url).json() == listed
+
+
+def test_who_is_known_by_a_session_sends_files_too() -> None:
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(person("ada", actor=True))
+    client.cookies["csrftoken"] = "x" * 32
+    data = save({"w": np.zeros(2**21, np.float32)})
+    file = SimpleUploadedFile("model", data)
+
+    form = {"name": "net", "description": "d", "model_file": file}
+    answer = client.post("/api/models/", form, HTTP_X_CSRFTOKEN="x" * 32)
+
+    assert len(data) > django_settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+    assert answer.status_code == 201, answer.content
