@@ -110,8 +110,10 @@ class Upload:
         """Whether that fills it."""
         with self._changed:
             if piece:
-                self._pieces.append(memoryview(piece))
                 self._held += len(piece)
+                if self._pieces and len(piece) + len(self._pieces[-1]) <= LINE:
+                    piece = bytes(self._pieces.pop()) + piece  # not an object for each byte
+                self._pieces.append(memoryview(piece))
             if self._held >= self._wanted:
                 self._changed.notify()
             self._blocked = self._held >= AHEAD

@@ -21,6 +21,7 @@ from safetensors.numpy import save
 from fl_server.embedded.web import Web
 from fl_server.front import protocol
 from fl_server.front.app import SLOW, Front
+from fl_server.front.upload import Upload
 from fl_server_ai.notifications import wakeups
 from fl_server_ai.services import updates, watching
 from fl_server_ai.services.places import EACH, POLLS
@@ -596,3 +597,18 @@ def test_a_path_is_taken_byte_by_byte(served: Served) -> None:
 
     for path in ("/api/models/%FF%FE/", "/api/users/a%2Fb/", "/api/nowhere%00/"):
         assert served.get(path, token).status == 404
+
+
+def test_a_body_that_comes_byte_by_byte_is_held_in_few_pieces() -> None:
+    async def sent() -> tuple[int, bytes]:
+        body = Upload(lambda: True)
+        for number in range(20_000):
+            body._put(bytes([number % 256]))
+        held = len(body._pieces)
+        body.end()
+        return held, body.read(-1)
+
+    held, read = asyncio.run(sent())
+
+    assert held <= 20_000 // 2**11
+    assert read == bytes(number % 256 for number in range(20_000))
