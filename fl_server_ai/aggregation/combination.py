@@ -150,6 +150,7 @@ class Combination:
             [self.files.updates[index].tensors for index in used],
             self.extras,
             self.masks,
+            threads,
         )
         run_all(step.jobs(spans), threads, step.worker, progress)
         self.assert_unchanged()

@@ -1,6 +1,6 @@
 """Squared distances between a few updates, for rules that need nothing else of them (Krum, Bulyan).
 
-Differences are taken before they are squared, so float32 loses no more than about 1e-6 of a distance however
+Differences are taken before they are squared, so float32 loses no more than about 1e-5 of a distance however
 near two updates are to each other, and costs half of what float64 does. Chunks whose squares
 overflow or vanish there are done again in float64.
 """

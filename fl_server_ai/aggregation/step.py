@@ -18,7 +18,9 @@ from fl_server_ai.aggregation.state import State
 from fl_server_ai.aggregation.strategy import Strategy
 from fl_server_core.exceptions import AggregationException
 
-ROWS_BUDGET = 16 << 20  # bytes a thread holds of an (updates x block) matrix
+ROWS_BUDGET = (
+    32 << 20
+)  # bytes that the crew holds of (updates x block) matrices; a rule needs a few times that
 Job = tuple[int, int, int]  # segment, first number of its run, how many
 Span = tuple[int, int]  # of a run: the first number, and the one after the last
 
@@ -58,6 +60,7 @@ class Step:
         sent: Sequence[frozenset[str] | None],
         extras: Extras,
         masks: Masks,
+        threads: int,
     ) -> None:
         self.files = files
         self.strategy = strategy
@@ -71,6 +74,7 @@ class Step:
         self.floats = floats
         self.extras = extras
         self.masks = masks
+        self._budget = ROWS_BUDGET // max(2, threads)
         self.segments = [
             self._segment(index, start, count, senders, sources, weights)
             for index, run in enumerate(files.layout.runs)
@@ -127,8 +131,9 @@ class Step:
         run = self.files.layout.runs[part.run]
         if run.dtype in FLOATS and not self.reduces:
             return self.block
-        itemsize = run.itemsize if run.dtype in FLOATS else 16  # int64 copies of integers
-        return max(1, min(self.block, ROWS_BUDGET // (itemsize * len(part.sources))))
+        # Narrow floats are widened on the way, integers copied as int64.
+        itemsize = max(4, run.itemsize) if run.dtype in FLOATS else 16
+        return max(1, min(self.block, self._budget // (itemsize * len(part.sources))))
 
     def worker(self) -> Callable[[Job], None]:
         lengths = [

@@ -82,7 +82,11 @@ def near_median(ordered: "Tensor", count: int) -> "Tensor":
         better = reach < nearest
         nearest = reach.where(better, nearest)
         first = first.masked_fill(better, start)
-    steps = first.new_tensor(list(range(count)))
     if ordered.element_size() == 1:
         ordered = ordered.float()  # torch gathers no float8
-    return ordered.gather(0, first[None, :] + steps[:, None])
+    chosen = ordered[:count].clone()
+    for step, row in enumerate(
+        chosen
+    ):  # places are int64: all at once they were more than the rows
+        row.copy_(ordered.gather(0, (first + step)[None])[0])
+    return chosen
