@@ -8,8 +8,9 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import httpx
@@ -246,11 +247,32 @@ def test_a_pool_process_that_is_slow_to_import_torch_is_waited_for() -> None:
     assert app.conf.worker_proc_alive_timeout >= 60
 
 
+@contextlib.contextmanager
+def restarted(processes: Iterable[Process]) -> Iterator[None]:
+    """`restart: unless-stopped`: kombu ends a worker that holds a message while Redis goes away."""
+    stopped = threading.Event()
+
+    def look() -> None:
+        while not stopped.wait(0.2):
+            for process in processes:
+                if not process.running:
+                    process.start()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
 def test_redis_killed_in_mid_run_costs_only_time(deployment: Deployment) -> None:
     cohort = deployment.gather("redis", 1000)
     updates = "SELECT count(*) FROM fl_server_core_localmodel WHERE training_id = %s"
 
-    with deployment.clients(cohort, "redis") as clients:
+    kept = restarted(deployment.processes.values())
+    with kept, deployment.clients(cohort, "redis") as clients:
         until(lambda: deployment.rows(updates, cohort.training) > [(0,)], "the first update")
         deployment.redis.kill()
         until(lambda: deployment.rows(updates, cohort.training) >= [(4,)], "updates without Redis")
