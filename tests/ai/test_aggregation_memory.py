@@ -80,6 +80,7 @@ def grown(
     return int(done.stdout)
 
 
+@pytest.mark.heavy
 def test_many_threads_share_one_budget_of_memory(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(4)
     for index in range(100):
