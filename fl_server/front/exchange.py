@@ -98,7 +98,7 @@ class Exchange:
                 await asyncio.wait({filling})
         self._silent &= not upload.begun
         if upload.refused:
-            return refusal("TOO_MANY_UPLOADS")
+            return refusal("TOO_MANY_BODIES")
         if not filling.cancelled() and (error := filling.exception()) is not None:
             self.front.close(answer)
             raise error  # Gone, or TimeoutError

@@ -10,7 +10,7 @@ REFUSALS = {
     "TOO_SLOW": (408, "this came too slowly; send it again when the line is better"),
     "LENGTH_REQUIRED": (411, "a body of more than 64 KiB needs a Content-Length"),
     "HEAD_TOO_LARGE": (431, "the request's head may have 64 KiB"),
-    "TOO_MANY_UPLOADS": (503, "too many uploads are under way; try again in a moment"),
+    "TOO_MANY_BODIES": (503, "too many uploads are under way; try again in a moment"),
 }
 
 

@@ -365,7 +365,7 @@ def test_bodies_of_strangers_share_a_quarter_too(served: Served, settings: Any) 
     second.ask("POST", "/api/users/", b"{", **form, Expect="100-continue")
 
     refused = second.told()
-    assert (refused.status, refused.json["code"]) == (503, "TOO_MANY_UPLOADS")
+    assert (refused.status, refused.json["code"]) == (503, "TOO_MANY_BODIES")
     assert refused.headers["retry-after"] == "5"
 
 
