@@ -67,7 +67,8 @@ def run(
     "webhook" listens at `listen` for the server's notifications, which only say when to ask.
 
     `on_event(name, fields)` is called with "task", "uploaded", "closed", "stopped", "failed",
-    "offline", "listening" and "done". AuthenticationFailed and NotPermitted are raised, the latter
+    "offline", "listening" and "done"; and once for each of its updates that the server says does not count, with
+    "refused" or "quarantined" and the update's `round`, `state` and `reason`. AuthenticationFailed and NotPermitted are raised, the latter
     with NOT_A_CLIENT for an account that no training may ask.
     """
     if report_errors not in get_args(ReportErrors):
@@ -108,6 +109,8 @@ class Agent:
         self._last = ""
         self._repeats = 0
         self._waiting = ""
+        self._verdict: dict[str, Any] = {}
+        self._ended = ""
 
     def greet(self) -> None:
         """Log who this is at which server; waits for a server that is away."""
@@ -187,11 +190,31 @@ class Agent:
         if answer["state"] == "wait" and reason != self._waiting:
             log.info("waiting: %s", reason)
         self._waiting = reason
+        self._judged(answer.get("own_update"))
         if answer["state"] == "task":
             self._work(answer["task"])
         elif answer["state"] == "done":
+            self._over(answer)
             self._tell("done", _final(answer))
         return answer
+
+    def _over(self, answer: dict[str, Any]) -> None:
+        """Warn, once for each training, of an end without all that was wanted."""
+        training = str(answer.get("training"))
+        if answer.get("training_state", "C") != "C" and training != self._ended:
+            log.warning("training %s did not complete: %s", training, answer.get("reason"))
+        self._ended = training
+
+    def _judged(self, update: Any) -> None:
+        """Warn, once for each verdict, of an update that does not count, or not yet."""
+        if not isinstance(update, dict) or update.get("state") not in ("refused", "quarantined"):
+            return
+        verdict = {name: update.get(name) for name in ("round", "state", "reason")}
+        if verdict == self._verdict:
+            return
+        self._verdict = verdict
+        log.warning("the update of round %(round)s is %(state)s: %(reason)s", verdict)
+        self._tell(str(verdict["state"]), verdict)
 
     def _work(self, task: dict[str, Any]) -> None:
         self._repeats = self._repeats + 1 if task["id"] == self._last else 0
@@ -203,6 +226,7 @@ class Agent:
         log.info("round %s: %s %s", task.get("round"), task.get("kind"), ended)
         self._last = task["id"]
         self._tell(ended, {"task": task})
+        self._judged(self._worker.receipt)
 
     def _patiently(self, act: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         """Until the server is back; None if stopped meanwhile. Refusals are raised."""

@@ -57,6 +57,7 @@ class Worker:
         self._report_errors = report_errors
         self._transport = transport
         self._journal = journal
+        self.receipt: dict[str, Any] = {}  # what the server said last to something sent
 
     def work(self, task: Task) -> str:
         """Return how it ended: "uploaded", "closed" (too late), "stopped" or "failed".
@@ -65,6 +66,7 @@ class Worker:
         the way to the server: ask for the task again later; a finished update is then re-sent.
         """
         kind = task.get("kind")
+        self.receipt = {}
         try:
             if kind == "train":
                 if _hands_on(task) and not self._client.share_raw_model:
@@ -221,14 +223,15 @@ class Worker:
     ) -> str:
         try:
             if files.keys() == {"model_file"}:
-                send_file(self._transport, url, form, files["model_file"])
+                answer = send_file(self._transport, url, form, files["model_file"])
             else:
-                self._transport.json(
+                answer = self._transport.json(
                     "POST", url, form=form, files=files, repeatable=True, read_timeout=300.0
                 )
         except Conflict as error:
             log.info("task %s is over: %s", task["id"], error.detail)
             return "closed"
+        self.receipt = answer if isinstance(answer, dict) else {}
         return "uploaded"
 
     def _weights(self, task: Task) -> dict[str, Any]:

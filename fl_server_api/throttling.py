@@ -33,7 +33,7 @@ class Rate:
         name = keyed_digest("rates", f"{self.setting}\n{self._who(request)}\n{seconds}")
         wait = Window(f"rate:{name}", most, seconds).take()
         if wait:
-            raise Throttled(wait=wait, detail=f"more than {most:,} {self.what} in {seconds:,} s")
+            raise Throttled(wait=wait, detail=f"more than {most:,} {self.what} in {seconds:,} s.")
 
     def _who(self, request: Request | HttpRequest) -> str:
         if self.by_address:

@@ -76,8 +76,8 @@ def parse_options(
 
 def _unknown(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"{hint}there are {', '.join(known) or 'no options'}"
+    hint = f"; did you mean {near[0]}?" if near else "."
+    return f"unknown option {name[:64]}{hint} There are {', '.join(known) or 'no options'}"
 
 
 def schema(cls: type[Any]) -> dict[str, Any]:

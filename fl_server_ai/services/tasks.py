@@ -24,14 +24,23 @@ from fl_server_core.lifecycle import (
     TaskKind,
     TaskState,
     TrainingState,
+    UpdateState,
 )
-from fl_server_core.models import GlobalModel, ModelVersion, Participant, Task, Training, User
+from fl_server_core.models import (
+    GlobalModel,
+    ModelVersion,
+    Participant,
+    Round,
+    Task,
+    Training,
+    User,
+)
 from fl_server_core.selectors import tasks_visible_to
 from fl_server_core.selectors.own_updates import own_updates
 from fl_server_core.services.clients import training_missing
 from fl_server_core.services.lateness import may_be_late
 from fl_server_core.services.round_policy import policy_of
-from fl_server_core.services.rounds import current_round, round_tally, task_fail
+from fl_server_core.services.rounds import OUT, current_round, round_tally, task_fail
 from fl_server_core.services.sampling import spread
 from fl_server_core.services.trainings import training_locked
 
@@ -166,7 +175,7 @@ def _nothing_to_do(user: User) -> dict[str, Any]:
         .first()
     )
     if live is not None:
-        return {**_wait(_reason(live)), "retry_after": _come_back(live, user)}
+        return {**_waiting(live, user), "retry_after": _come_back(live, user)}
     last = (
         Participant.objects.filter(user=user)
         .select_related("training__model__current_version__blob")
@@ -215,12 +224,31 @@ def _done(membership: Participant) -> dict[str, Any]:
     }
 
 
-def _reason(training: Training) -> str:
+def _waiting(training: Training, user: User) -> dict[str, Any]:
+    """A wait that also says if the user's own update does not count, or not yet."""
     if training.state == TrainingState.INITIAL:
-        return f"training {training.pk} has not started yet"
+        return _wait(f"training {training.pk} has not started yet")
+    round = current_round(training)
+    reason = _reason(training, round)
+    if round is None:
+        return _wait(reason)
+    update = round.local_models.filter(owner=user).order_by("created_at").last()
+    if update is None or update.state not in OUT:
+        return _wait(reason)
+    if update.state == UpdateState.REFUSED:
+        said = f"your update of round {round.number} was refused: {update.reason}"
+    else:
+        said = (
+            f"your update of round {round.number} is in quarantine: {update.reason}; "
+            "the training's actor or an admin decides"
+        )
+    own = {"round": round.number, "state": update.state, "reason": update.reason}
+    return {**_wait(f"{said}. {reason[0].upper()}{reason[1:]}"), "own_update": own}
+
+
+def _reason(training: Training, round: Round | None) -> str:
     if training.state == TrainingState.PAUSED:
         return f"training {training.pk} is paused"
-    round = current_round(training)
     if round is None:
         return f"training {training.pk} has no round yet"
     if training.model.awaits_weights:

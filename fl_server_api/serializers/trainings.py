@@ -146,6 +146,10 @@ class TaskAnswer(serializers.Serializer[Any]):
     code = serializers.CharField(
         required=False, help_text="Of a wait without an end: NOT_A_CLIENT, ask an admin."
     )
+    own_update = serializers.DictField(
+        required=False,
+        help_text="Of a wait while the caller's update is refused or in quarantine: round, state, reason.",
+    )
     final_model = serializers.DictField(required=False)
     training = serializers.UUIDField(required=False)
     training_state = serializers.CharField(required=False)

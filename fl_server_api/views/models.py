@@ -48,6 +48,7 @@ from fl_server_api.serializers.models import (
 from fl_server_api.throttling import UPLOADS
 from fl_server_api.views.base import View, answers, parsed
 from fl_server_core.exceptions import Invalid, NotFound
+from fl_server_core.lifecycle import UpdateState
 from fl_server_core.models import GlobalModel, LocalModel, ModelVersion
 from fl_server_core.selectors import (
     get_visible,
@@ -241,7 +242,7 @@ def submit(
         file = staged_of(body, "model_file")
         receipt = update_submit(file=file.staged_path, sha256=file.sha256, **fields)
     answer = {
-        "detail": "Model Update Accepted",
+        "detail": _become_of(receipt.update),
         "update_id": receipt.update.pk,
         "round": body["round"],
         "received": receipt.received,
@@ -251,6 +252,14 @@ def submit(
         "reason": receipt.update.reason,
     }
     return Response(UpdateCreated(answer).data, status=201 if receipt.created else 200)
+
+
+def _become_of(update: LocalModel) -> str:
+    """In words what `state` and `reason` say."""
+    if update.state in (UpdateState.REFUSED, UpdateState.QUARANTINED):
+        return f"Model Update {update.get_state_display()}: {update.reason}"
+    received = update.state == UpdateState.RECEIVED
+    return "Model Update Received" if received else "Model Update Accepted"
 
 
 def _local_or_none(request: Request, pk: str) -> LocalModel | None:

@@ -6,7 +6,6 @@ Callers hold the training's row lock, and ask afterwards whether the round goes 
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from django.utils import timezone
@@ -25,9 +24,7 @@ from fl_server_core.models import Blob, LocalModel, Round, Task, Training, User
 from fl_server_core.selectors.own_updates import OVER
 from fl_server_core.selectors.parts import QUARANTINED, UPDATE_REFUSED
 from fl_server_core.services.blobs import blobs_doom_unreferenced
-from fl_server_core.services.round_policy import policy_of
-from fl_server_core.services.rounds import tasks_ask_again
-from fl_server_core.services.trainings import participants_active
+from fl_server_core.services.rounds import tasks_retry_refused
 
 log = logging.getLogger("fl.server")
 NO_FILES = {"blob": None, "extras": None, "mask": None}
@@ -91,16 +88,6 @@ def _refuse(update: LocalModel, reason: str) -> None:
     said = f"{UPDATE_REFUSED}: {reason}"[:4000]
     move(task, TaskState.FAILED, failure=said, finished_at=timezone.now())
     tasks_retry_refused(round, [task])
-
-
-def tasks_retry_refused(round: Round, failed: Sequence[Task]) -> None:
-    """Ask those again whose update was refused, as often as the round's policy says."""
-    if round.phase not in OPEN_PHASES or round.training.state not in RUNNING:
-        return
-    most = policy_of(round.policy).refused_retries
-    here = {user.pk for user in participants_active(round.training)}
-    again = [task for task in failed if task.attempt <= most and task.user_id in here]
-    tasks_ask_again(round, TaskKind.TRAIN, again, lambda task: 0.0)
 
 
 def release(update: LocalModel, *, user: User) -> None:

@@ -39,7 +39,7 @@ from fl_server_core.models import (
 )
 from fl_server_core.models.notifications import NotificationType
 from fl_server_core.selectors.gaps import ROUND_FULL
-from fl_server_core.selectors.parts import UPDATE_REFUSED
+from fl_server_core.selectors.parts import UPDATE_REFUSED, told_at
 from fl_server_core.services.heartbeats import phase_end
 from fl_server_core.services.lateness import late_task
 from fl_server_core.services.metrics import Value, metrics_record, metrics_stored
@@ -53,6 +53,15 @@ from fl_server_core.services.round_policy import (
 from fl_server_core.services.trainings import participants_active, participants_here
 
 MAX_SAMPLES = 2**31
+RUNNING = frozenset({TrainingState.ONGOING, TrainingState.PAUSED})
+NOW = {
+    RoundPhase.AGGREGATING: "round {} is being aggregated",
+    RoundPhase.SWAG: "round {} collects SWAG moments",
+    RoundPhase.TESTING: "the model of round {} is being tested",
+    RoundPhase.DONE: "round {} is over, and the next has not begun",
+    RoundPhase.FAILED: "round {} has failed",
+    RoundPhase.SKIPPED: "round {} was skipped",
+}
 OUT = (UpdateState.REFUSED, UpdateState.QUARANTINED)
 MESSAGES = {
     TaskKind.TRAIN: NotificationType.UPDATE_ROUND_START,
@@ -203,6 +212,14 @@ def update_replayed(
     ).first()
 
 
+def _closed(training: Training, round: Round | None, number: int) -> str:
+    said = f"the training is at round {training.model.round}"
+    if round is not None and round.phase in NOW:
+        said = NOW[RoundPhase(round.phase)].format(round.number)
+    paused = ", and the training is paused" if training.state == TrainingState.PAUSED else ""
+    return f"round {number} takes no updates; {said}{paused}: ask for the next task"
+
+
 def update_check(*, training: Training, owner: User, number: int) -> Task:
     """The open task that an update for this round would finish, or the reason why there is none.
 
@@ -225,7 +242,7 @@ def update_check(*, training: Training, owner: User, number: int) -> Task:
             return late
         at = training.model.round
         raise RoundClosed(
-            f"round {number} takes no updates; the training is at round {at}",
+            _closed(training, round, number),
             round=at,
             state=training.state,
         )
@@ -327,15 +344,31 @@ def update_accept(
 
 
 def _refuse_again(update: LocalModel, training: Training) -> None:
-    """A site that was asked again sends the very update that was refused: that ends its part as it did before."""
+    """A site that was asked again sends the very update that was refused: that attempt ends as the one before did.
+
+    Who has not heard yet that he is asked again has only missed the first answer: it uses up no attempt.
+    """
     if update.state != UpdateState.REFUSED:
         return
     task = Task.objects.filter(
         round=update.round_id, user=update.owner_id, kind=TaskKind.TRAIN, state=TaskState.OPEN
     ).first()
-    waited = task is not None and (task.not_before is None or task.not_before <= timezone.now())
-    if task is not None and waited and update.round.phase in OPEN_PHASES:
+    told = None if task is None else told_at(task)
+    if task is None or told is None or (task.not_before is not None and told < task.not_before):
+        return
+    if update.round.phase in OPEN_PHASES:
         task_fail(task=task, code=UPDATE_REFUSED, text=update.reason)
+        tasks_retry_refused(update.round, [task])
+
+
+def tasks_retry_refused(round: Round, failed: Sequence[Task]) -> None:
+    """Ask those again whose update was refused, as often as the round's policy says."""
+    if round.phase not in OPEN_PHASES or round.training.state not in RUNNING:
+        return
+    most = policy_of(round.policy).refused_retries
+    here = {user.pk for user in participants_active(round.training)}
+    again = [task for task in failed if task.attempt <= most and task.user_id in here]
+    tasks_ask_again(round, TaskKind.TRAIN, again, lambda task: 0.0)
 
 
 def updates_consume(updates: Sequence[LocalModel], *, delete: bool) -> list[int]:

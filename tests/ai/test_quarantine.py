@@ -268,17 +268,33 @@ def test_who_is_refused_may_send_another_update_as_often_as_the_policy_says() ->
     assert sorted(sent.values_list("state", flat=True)) == ["consumed", "refused"]
 
 
-def test_sending_the_refused_update_once_more_ends_the_part_as_before() -> None:
-    running = scene("ada", "mallory", max_update_norm=10.0, bad_updates="refuse", refused_retries=1)
+def test_the_refused_update_again_from_who_was_asked_again_ends_that_attempt_only() -> None:
+    running = scene("ada", "mallory", max_update_norm=10.0, bad_updates="refuse", refused_retries=2)
     running.send("ada", 1.0)
     first = running.send("mallory", 1_000.0)
     running.work()
 
-    again = running.send("mallory", 1_000.0)
+    attempts = []
+    for _ in range(2):
+        task_next(user=running.sites["mallory"])
+        again = running.send("mallory", 1_000.0)
+        attempts.append((running.task("mallory").state, running.task("mallory").attempt))
 
     assert (again.created, again.update.pk) == (False, first.update.pk)
-    assert running.task("mallory").state == TaskState.FAILED
+    assert attempts == [(TaskState.OPEN, 3), (TaskState.FAILED, 3)]
     assert running.round.phase == RoundPhase.AGGREGATING
+
+
+def test_a_refused_update_sent_again_before_its_site_was_asked_again_uses_up_no_attempt() -> None:
+    running = scene("ada", "mallory", max_update_norm=10.0, bad_updates="refuse", refused_retries=1)
+    running.send("ada", 1.0)
+    running.send("mallory", 1_000.0)
+    running.work()
+
+    again = running.send("mallory", 1_000.0)  # the answer to the first was lost
+
+    assert (again.created, again.update.state) == (False, "refused")
+    assert (running.task("mallory").state, running.task("mallory").attempt) == (TaskState.OPEN, 2)
 
 
 def test_a_retry_asks_those_again_whose_update_was_refused() -> None:

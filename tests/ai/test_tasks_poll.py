@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from fl_server_ai.notifications import wakeups
 from fl_server_ai.services import tasks
+from fl_server_ai.services.quarantine import update_refuse
 from fl_server_ai.services.tasks import task_failure, task_next, task_progress, task_wait
 from fl_server_ai.services.trainings import (
     training_clients_remove,
@@ -19,7 +20,7 @@ from fl_server_ai.services.trainings import (
 )
 from fl_server_core.exceptions import Invalid, NotFound
 from fl_server_core.lifecycle import RoundPhase, TaskState, TrainingState, move
-from fl_server_core.models import Task, Training, User
+from fl_server_core.models import LocalModel, Task, Training, User
 from tests.scenes import Scene, person, scene
 
 pytestmark = pytest.mark.django_db
@@ -581,3 +582,21 @@ def test_an_overdue_task_is_asked_for_until_the_round_is_closed() -> None:
     answer = ask(told, "ada")
 
     assert answer["task"]["deadline"] < now.isoformat()
+
+
+def test_whose_update_is_in_quarantine_or_refused_is_told_so_while_he_waits() -> None:
+    told = scene("ada", "grace", "mallory", max_update_norm=10.0)
+    told.send("ada", 1.0)
+    told.send("mallory", 1_000.0)
+    told.work()
+
+    held = task_next(user=told.sites["mallory"])
+    update_refuse(update=LocalModel.objects.get(state="quarantined"), user=told.actor)
+    refused = task_next(user=told.sites["mallory"])
+
+    assert held["reason"].startswith("your update of round 0 is in quarantine: NORM: ")
+    assert "the training's actor or an admin decides. Round 0 waits" in held["reason"]
+    assert (held["own_update"]["round"], held["own_update"]["state"]) == (0, "quarantined")
+    assert refused["reason"].startswith("your update of round 0 was refused: refused by actor")
+    assert refused["own_update"]["state"] == "refused"
+    assert "own_update" not in task_next(user=told.sites["ada"])

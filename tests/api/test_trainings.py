@@ -121,7 +121,10 @@ def test_an_unknown_option_is_told_all_that_there_are_and_the_nearest(login) -> 
 
     detail = response.json()["detail"]
     assert (response.status_code, response.json()["code"]) == (400, "BAD_OPTION")
-    assert "/options/minimum_updates: did you mean min_updates?" in detail
+    assert (
+        "/options/minimum_updates: unknown option minimum_updates; did you mean min_updates?"
+        in detail
+    )
     assert all(name in detail for name in ("mu", "round_deadline", "client_config", "uncertainty"))
 
 

@@ -11,6 +11,7 @@ from django.conf import settings as django_settings
 from django.core.files.uploadedfile import SimpleUploadedFile
 from safetensors.numpy import load, save
 
+from fl_server_ai.services.quarantine import update_refuse
 from fl_server_core.models import GlobalModel, LocalModel, Metric
 from tests.scenes import Scene, person, scene, weights
 
@@ -59,6 +60,39 @@ def test_again_is_200_with_the_same_id_and_other_bytes_are_409(login) -> None:
 
     assert (again.status_code, again.json()["update_id"]) == (200, first["update_id"])
     assert (other.status_code, other.json()["code"]) == (409, "DUPLICATE")
+
+
+def test_what_becomes_of_an_update_is_in_the_words_of_the_answer_too(login) -> None:
+    running = scene("ada", "grace", max_update_norm=0.5)
+    first = send(login, running).json()
+    running.work()
+    held = send(login, running).json()
+    update = LocalModel.objects.get()
+    update_refuse(update=update, user=running.actor)
+    refused = send(login, running).json()
+
+    assert (first["detail"], first["state"]) == ("Model Update Received", "received")
+    assert (held["detail"], held["state"]) == (
+        f"Model Update Quarantined: {update.reason}",
+        "quarantined",
+    )
+    assert (refused["detail"], refused["state"]) == (
+        f"Model Update Refused: {refused['reason']}",
+        "refused",
+    )
+
+
+def test_an_update_for_a_round_that_has_closed_is_told_what_happens_now(login) -> None:
+    running = scene("ada", "grace", rounds=2)
+    running.send("ada", 1.0)
+    running.send("grace", 1.0)
+    aggregating = send(login, running, model_file=file(save(weights(9.0)))).json()
+    running.work()
+    testing = send(login, running, round=1).json()
+
+    assert "round 0 is being aggregated" in aggregating["detail"]
+    assert "round 1 takes no updates; the model of round 0 is being tested" in testing["detail"]
+    assert {aggregating["code"], testing["code"]} == {"ROUND_CLOSED"}
 
 
 def test_a_tasks_result_is_the_same_as_posting_to_the_model(login) -> None:

@@ -506,3 +506,38 @@ def test_a_process_killed_while_uploading_sends_the_same_update_when_it_is_back(
     assert (tmp_path / "log").read_text() == "fit "
     assert len(server.updates) == 1
     assert bodies[0] == bodies[1]
+
+
+def test_an_update_that_does_not_count_and_a_bad_end_are_warned_of_once(
+    server: FakeServer, site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.add_task()
+    held = {"round": 0, "state": "quarantined", "reason": "NORM: far"}
+    wait = {"state": "wait", "retry_after": 0, "reason": "held", "own_update": held}
+    refused = {**held, "state": "refused"}
+    accept, events = server.contract, []
+
+    def upload(asked: Any) -> Reply:
+        accept(asked)
+        server.faults["/api/tasks/"] = [
+            Reply(body=wait),
+            Reply(body=wait),
+            Reply(body={**wait, "own_update": refused}),
+        ]
+        return Reply(201, {"detail": "", **held})
+
+    server.routes["POST", "/api/models/m/"] = upload
+    server.ending |= {"training": "t", "training_state": "E", "reason": "TOO_FEW"}
+
+    run(site, server, tmp_path, on_event=lambda name, fields: events.append((name, fields)))
+
+    assert [fields for name, fields in events if name in ("refused", "quarantined")] == [
+        held,
+        refused,
+    ]
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warned == [
+        "the update of round 0 is quarantined: NORM: far",
+        "the update of round 0 is refused: NORM: far",
+        "training t did not complete: TOO_FEW",
+    ]
