@@ -111,6 +111,7 @@ class Agent:
         self._waiting = ""
         self._verdict: dict[str, Any] = {}
         self._ended = ""
+        self._sent: tuple[Any, Any] = ("", None)  # training and round of the last update
 
     def greet(self) -> None:
         """Log who this is at which server; waits for a server that is away."""
@@ -220,6 +221,7 @@ class Agent:
         self._repeats = self._repeats + 1 if task["id"] == self._last else 0
         if self._repeats and self._stop.wait(backoff(self._repeats, first=1.0)):
             return  # handed out again although it was answered: not in a tight loop
+        self._unused(task)
         self._tell("task", {"task": task})
         log.info("round %s: %s", task.get("round"), task.get("kind"))
         ended = self._worker.work(task)
@@ -227,6 +229,17 @@ class Agent:
         self._last = task["id"]
         self._tell(ended, {"task": task})
         self._judged(self._worker.receipt)
+        if ended == "uploaded" and task.get("kind") == "train":
+            self._sent = (task.get("training"), task.get("round"))
+
+    def _unused(self, task: dict[str, Any]) -> None:
+        """What the next task says of the last update, if no wait has said it."""
+        training, number = self._sent
+        unused = (task.get("own_updates") or {}).get("unused", [])
+        known = (self._verdict.get("round"), self._verdict.get("state")) == (number, "refused")
+        if training == task.get("training") and number in unused and not known:
+            reason = "it was not used; the training's updates say why"
+            self._judged({"round": number, "state": "refused", "reason": reason})
 
     def _patiently(self, act: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         """Until the server is back; None if stopped meanwhile. Refusals are raised."""

@@ -38,7 +38,7 @@ class Guesses:
             return
         if found.get(self._count, 0) >= GUESSES:
             left = found.get(self._until, 0.0) - time.time()
-            raise Throttled(wait=max(1.0, min(left, SECONDS)), detail="too many wrong passwords")
+            raise Throttled(wait=max(1.0, min(left, SECONDS)), detail="too many wrong passwords.")
 
     def count(self) -> None:
         """One more. The first begins the time after which all are forgotten."""

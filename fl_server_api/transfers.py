@@ -22,5 +22,5 @@ def admit(request: Request) -> None:
     if transfer is None or not request.user.is_authenticated:
         return
     if not transfer.admit(str(request.user.pk)):
-        said = "too many of your uploads are under way; wait until one has ended"
+        said = "too many of your uploads are under way; wait until one has ended."
         raise Throttled(wait=RETRY_SECONDS, detail=said)

@@ -227,7 +227,7 @@ def _done(membership: Participant) -> dict[str, Any]:
 def _waiting(training: Training, user: User) -> dict[str, Any]:
     """A wait that also says if the user's own update does not count, or not yet."""
     if training.state == TrainingState.INITIAL:
-        return _wait(f"training {training.pk} has not started yet")
+        return _wait(_not_started(training, user))
     round = current_round(training)
     reason = _reason(training, round)
     if round is None:
@@ -244,6 +244,17 @@ def _waiting(training: Training, user: User) -> dict[str, Any]:
         )
     own = {"round": round.number, "state": update.state, "reason": update.reason}
     return {**_wait(f"{said}. {reason[0].upper()}{reason[1:]}"), "own_update": own}
+
+
+def _not_started(training: Training, user: User) -> str:
+    """With the newest training that has ended, for a site that has taken part in one already."""
+    mine = Training.objects.filter(memberships__user=user, memberships__removed_at=None)
+    more = mine.filter(state=TrainingState.INITIAL).count()
+    said = f"training {training.pk} has not started yet"
+    if more > 1:
+        said = f"{more} trainings have not started yet, such as {training.pk}"
+    ended = mine.filter(state__in=TERMINAL_TRAINING_STATES).order_by("finished_at").last()
+    return f"{said}; training {ended.pk} is {ended.get_state_display()}" if ended else said
 
 
 def _reason(training: Training, round: Round | None) -> str:

@@ -170,6 +170,25 @@ def test_before_the_start_everybody_waits() -> None:
     assert reason(told, "ada") == f"training {told.training.pk} has not started yet"
 
 
+def test_before_the_start_of_several_a_site_hears_how_many_and_which_one_has_ended() -> None:
+    told = scene("ada")
+    move(told.now, TrainingState.CANCELLED)
+    for _ in range(2):
+        training_create(
+            actor=told.actor,
+            model=told.model,
+            target_num_updates=1,
+            aggregation_method="FedAvg",
+            options={},
+            clients=[told.sites["ada"].pk],
+        )
+
+    said = reason(told, "ada")
+
+    assert said.startswith("2 trainings have not started yet, such as ")
+    assert said.endswith(f"; training {told.training.pk} is cancelled")
+
+
 def test_who_has_sent_an_update_waits_for_the_others() -> None:
     told = scene()
     told.send("ada", 1.0)

@@ -541,3 +541,15 @@ def test_an_update_that_does_not_count_and_a_bad_end_are_warned_of_once(
         "the update of round 0 is refused: NORM: far",
         "training t did not complete: TOO_FEW",
     ]
+
+
+def test_the_next_task_tells_that_the_last_update_was_not_used(
+    server: FakeServer, site: Site, tmp_path: Path
+) -> None:
+    server.add_task(round=0)
+    server.add_task(round=1, own_updates={"unused": [0], "undecided": []})
+    events: list[tuple[str, Any]] = []
+
+    run(site, server, tmp_path, on_event=lambda name, fields: events.append((name, fields)))
+
+    assert [fields["round"] for name, fields in events if name == "refused"] == [0]
