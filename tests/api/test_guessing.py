@@ -45,7 +45,7 @@ def test_after_ten_wrong_passwords_nobody_is_asked_for_a_while(bob, monkeypatch)
 
     assert codes == {401}
     assert (refused.status_code, refused.json()["code"]) == (429, "THROTTLED")
-    assert " s. Expected available in " in refused.json()["detail"]
+    assert "wrong passwords. Expected available in " in refused.json()["detail"]
     assert SECONDS - 60 < int(refused["Retry-After"]) <= SECONDS
 
 

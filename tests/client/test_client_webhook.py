@@ -128,15 +128,21 @@ def test_duplicates_train_once_a_round_and_the_end_is_noticed(
 ) -> None:
     server.ending = {"state": "wait", "retry_after": 2.0, "reason": "not started"}
     listening: list[tuple[str, int]] = []
-    idle, uploaded = threading.Event(), threading.Event()
+    idle, rested = threading.Event(), threading.Event()
     final: list[Any] = []
 
     def on_event(name: str, fields: dict[str, Any]) -> None:
         if name == "listening":
             listening.append(fields["address"])
             idle.set()
-        if name == "uploaded":
-            uploaded.set()
+
+    def tasks(asked: Asked) -> Reply:
+        reply = server.contract(asked)
+        if site.fits and not server.tasks:
+            rested.set()  # this answer is "wait" still
+        return reply
+
+    server.routes["GET", "/api/tasks/"] = tasks
 
     def participate() -> None:
         final.append(
@@ -167,7 +173,7 @@ def test_duplicates_train_once_a_round_and_the_end_is_noticed(
     server.add_task()
     assert notify("UPDATE_ROUND_START", "d-1") == 202
     assert notify("UPDATE_ROUND_START", "d-1") == 200
-    assert uploaded.wait(10)
+    assert rested.wait(10)
     server.ending = {"state": "done", "final_model": {"id": "m"}}
     assert notify("TRAINING_FINISHED", "d-2") == 202
     agent.join(10)
