@@ -37,7 +37,7 @@ class Finite(serializers.FloatField):
 class Examples(serializers.IntegerField):
     """A number of examples: one text for all bounds. Those of weights are wide, as the service refuses the rest."""
 
-    default_error_messages: ClassVar[dict[str, str]] = {
+    default_error_messages: ClassVar[dict[str, Any]] = {
         "min_value": SAMPLES_ARE,
         "max_value": SAMPLES_ARE,
     }
