@@ -14,6 +14,7 @@ docs/explanation/performance.md.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -52,6 +53,10 @@ class Bench:
         self.about = report.machine() | {"versions": {}}
         self.reason = ""
         self.python: Path | None = None
+        if not given.no_peers:
+            self.say(
+                "Preparing the peers (flwr and nvflare; installed once into .bench-venv: minutes) ..."
+            )
         try:
             self.python = peers_python(install=not given.no_peers)
         except NotInstallable as error:
@@ -68,8 +73,15 @@ class Bench:
                 with tempfile.TemporaryDirectory(prefix="fl-bench-", dir=self.given.folder) as name:
                     self.size(Path(name), p)
 
+    def say(self, what: str) -> None:
+        """A line that is seen at once, also in a file."""
+        self.console.print(what, highlight=False, soft_wrap=True)
+        self.console.file.flush()
+
     def tell(self, what: str, done: int = 0) -> None:
         self.progress.update(self.bar, description=what, advance=done)
+        if what and not self.console.is_terminal:  # where no bar is shown
+            self.say(f"{what} ...")
 
     def size(self, folder: Path, p: int) -> None:
         """All cases of P parameters: the files are made once, for the largest N that fits."""
@@ -82,9 +94,18 @@ class Bench:
         if not fits:
             return
         self.tell(f"writing {max(fits)} x {p / 1e6:g}M")
-        make_inputs(folder, max(fits), p, lambda: None)
+        written = itertools.count(1)
+        every = max(1, max(fits) // 5)
+
+        def wrote() -> None:
+            if (number := next(written)) % every == 0:
+                self.tell(f"writing {max(fits)} x {p / 1e6:g}M: {number} are there")
+
+        make_inputs(folder, max(fits), p, wrote)
+        self.tell("waiting until they are on the disk")
         os.sync()  # or the write-back of the inputs is measured
         for n in fits:
+            self.tell(f"starting both sides for {n} x {p / 1e6:g}M")
             with ExitStack() as stack:
                 ours = stack.enter_context(Side(sys.executable, OURS))
                 peers = stack.enter_context(Side(self.python, PEERS)) if self.python else None

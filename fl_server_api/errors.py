@@ -176,6 +176,20 @@ def bad_request(request: HttpRequest, exception: Exception | None = None) -> Jso
     return _plain(request, 400, "INVALID", "this request can't be understood")
 
 
+def invalid_host(request: HttpRequest) -> JsonResponse:
+    """For hosts that are not served: one line in the log, which Django's own is not added to."""
+    host = request.META.get("HTTP_HOST", "")
+    log.warning("refused a request for the host %.100r; FL_ALLOWED_HOSTS lists those served", host)
+    drain(request)
+    said = (
+        f"this server is not known as {host[:100]!r}; use the address that its admin gave you, or have him "
+        "add this name to FL_ALLOWED_HOSTS"
+    )
+    answer = _plain(request, 400, "INVALID_HOST", said)
+    answer._has_been_logged = True  # type: ignore[attr-defined]
+    return answer
+
+
 def server_error(request: HttpRequest) -> JsonResponse:
     """For bugs: says nothing about them but the id to look for in the log."""
     return _plain(request, 500, "SERVER_ERROR", "the server failed; its log knows this request_id")

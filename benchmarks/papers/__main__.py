@@ -76,7 +76,7 @@ def run(console: Console, checks: dict[str, tuple[str, Check]], results: Path) -
 
 
 def main() -> int:
-    """0 if all that could run has passed, 1 if anything missed."""
+    """0 if all that could run has passed, 1 if anything missed, 2 if nothing could run."""
     parser = argparse.ArgumentParser(prog="make papers", description=__doc__)
     parser.add_argument("checks", nargs="*", metavar="P1 P2 P3", help="only these")
     parser.add_argument("--data", type=Path, default=data.FOLDER, help="folder of the data sets")
@@ -100,7 +100,8 @@ def main() -> int:
             console.print(f"{name} is left out: {why}", highlight=False, soft_wrap=True)
             del checks[name]
     if not checks:
-        return 0
+        console.print(data.WANTED, highlight=False, soft_wrap=True)
+        return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server ends with us
     outcomes = run(console, checks, options.json)
     show(console, outcomes)

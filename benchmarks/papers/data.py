@@ -12,6 +12,13 @@ FOLDER = Path(
     os.environ.get("PAPER_DATA") or Path(__file__).resolve().parents[3].joinpath("shared", "data")
 )
 HEART, MNIST = "heart_disease.npz", "mnist.npz"
+WANTED = f"""\
+Nothing was run. The data are not part of this repository; put these files into one folder and name it: \
+make papers PAPERS="--data FOLDER" (or PAPER_DATA=FOLDER).
+  {HEART}  UCI's "Heart Disease" (CC BY 4.0), processed.*.data of four hospitals: X (740, 13) float32, not
+                     normalised; y, 0 or 1; center, 0 to 3: Cleveland, Hungary, Switzerland, VA; split, 0 for training, 1
+                     for testing, as FLamby makes it
+  {MNIST}          MNIST in its original order: x_train (60000, 28, 28) and x_test (10000, 28, 28) in uint8, y_train, y_test"""
 HOSPITALS = ("Cleveland", "Hungary", "Switzerland", "VA")
 
 

@@ -140,6 +140,11 @@ def _check_reachable(training: Training, participants: Sequence[User]) -> None:
             f"a round needs {policy.min_updates} updates and with {len(participants)} clients comes to "
             f"{most} at most; add clients, or ask for less"
         )
+    elif policy.buffered and (policy.buffer_size or 1) > len(participants):
+        said = (
+            f"a step takes buffer_size = {policy.buffer_size} updates of different clients, and there are "
+            f"{len(participants)} clients; add clients, or ask for less"
+        )
     else:
         return
     raise Conflict(said, code="POLICY_UNSATISFIABLE", state=training.state)

@@ -20,7 +20,14 @@ def main() -> int:
     options = json.loads(given.options)
     module, _, name = given.strategy.rpartition(":")
     sys.path.insert(0, "")
-    kind = getattr(importlib.import_module(module), name) if module else STRATEGIES[name]
+    try:
+        kind = getattr(importlib.import_module(module), name) if module else STRATEGIES[name]
+    except ModuleNotFoundError as error:
+        parser.error(
+            f"{error}; looked in {Path.cwd()} and where packages are installed. Run this from the folder of the file"
+        )
+    except (AttributeError, KeyError):
+        parser.error(f"there is no strategy {given.strategy}")
     failed = 0
     for check in CHECKS:
         with tempfile.TemporaryDirectory() as folder:
@@ -31,6 +38,8 @@ def main() -> int:
                 said = f"BROKEN  {error}"
                 failed += 1
         sys.stdout.write(f"{check:<16}{said}\n")
+    if not kind.paper:
+        sys.stdout.write("note: no `paper`; the list of strategies will not say where it is from\n")
     sys.stdout.write(f"{name}: {len(CHECKS) - failed} of {len(CHECKS)} promises kept\n")
     return 1 if failed else 0
 

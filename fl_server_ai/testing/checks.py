@@ -30,7 +30,7 @@ SIZE = 4096  # numbers of a block whose memory is counted
 
 
 def permutation(rounds: Rounds) -> None:
-    """The order of arrival, block sizes and threads never show, in no byte of weights or state."""
+    """The order of arrival, block sizes and threads never show, in no byte of weights or state; nor do names."""
     with expected("a plain round"):
         wanted = rounds.run().all
         given = rounds.updates
@@ -41,6 +41,27 @@ def permutation(rounds: Rounds) -> None:
             "column for itself, and change nothing on `self`",
         )
         expect(rounds.run(block=1 << 17).all == wanted, "the result depends on the size of blocks")
+    _renamed(rounds)
+
+
+def _renamed(rounds: Rounds) -> None:
+    """Other names, in another order, for the same participants: sums differ in their last bits at most."""
+    names = {file.meta.participant: f"{k * 4 % N:03}" for k, file in enumerate(rounds.updates, 1)}
+    moved = [
+        replace(file, meta=replace(file.meta, participant=names[file.meta.participant]))
+        for file in rounds.updates
+    ]
+    actor = names[min(names)]
+    with expected("other names of the same participants"):
+        wanted = floats_of(rounds.run().out)
+        found = floats_of(rounds.run(moved, actor=actor).out)
+    for name, tensor in found.items():
+        close = 2e-2 if tensor.dtype == torch.bfloat16 else 1e-3
+        expect(
+            torch.allclose(tensor, wanted[name], rtol=close, atol=close),
+            "the result depends on what the participants are called: `metas` and `rows` are in the order of their "
+            "names, and a place in it must not count",
+        )
 
 
 def scale(rounds: Rounds) -> None:

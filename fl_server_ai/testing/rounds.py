@@ -134,15 +134,16 @@ class Rounds:
         block: int = BLOCK,
         threads: int = 1,
         progress: Any = None,
+        actor: str = "",
     ) -> Result:
-        """One round from `base`, with the state of the round `after` which it comes."""
+        """One round from `base`, with the state of the round `after` which it comes; the actor is the first by name."""
         strategy = self.new() if strategy is None else strategy
         name = f"{next(self._names):04}"
         out, state = self.folder / f"{name}.out", self.folder / f"{name}.state"
         given = self.updates if updates is None else updates
         made = aggregate(
             base=base or (after.out if after else self.base),
-            updates=furnished(strategy, given, self.folder, number),
+            updates=furnished(strategy, given, self.folder, number, actor),
             out=out,
             strategy=strategy,
             state_in=after.state_out if after else None,
@@ -177,12 +178,15 @@ def floats_of(path: Path) -> Tensors:
 
 
 def furnished(
-    strategy: Strategy[Any], updates: Sequence[UpdateFile], folder: Path, number: int = 0
+    strategy: Strategy[Any],
+    updates: Sequence[UpdateFile],
+    folder: Path,
+    number: int = 0,
+    actor: str = "",
 ) -> list[UpdateFile]:
     """The updates with steps and neutral extras: what the strategy wants of its clients."""
-    strategy.facts = RoundFacts(
-        number=number, actor=min((file.meta.participant for file in updates), default="")
-    )
+    first = min((file.meta.participant for file in updates), default="")
+    strategy.facts = RoundFacts(number=number, actor=actor or first)
     wanted = [extra for extra in strategy.extras() if extra.required]
     names = [extra.name for extra in wanted if extra.per_tensor]
     numbers = {extra.name: 1.0 for extra in wanted if not extra.per_tensor}

@@ -11,6 +11,7 @@ from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils.text import Truncator
 
 from fl_server_ai.services.quarantine import update_refuse, update_release
 from fl_server_api.admin.base import HistoryAdmin, bytes_text, user_of
@@ -65,6 +66,7 @@ class LocalModelAdmin(HistoryAdmin[LocalModel]):
         "sample_size",
         "readable_size",
         "state",
+        "why",
         "created_at",
     )
     list_filter = ("state", "created_at")
@@ -178,6 +180,10 @@ class LocalModelAdmin(HistoryAdmin[LocalModel]):
     @admin.display(description="training", ordering="training__model__name")
     def model_name(self, update: LocalModel) -> str:
         return update.training.model.name
+
+    @admin.display(description="reason", ordering="reason")
+    def why(self, update: LocalModel) -> str:
+        return Truncator(update.reason).chars(100) or "-"
 
     @admin.display(description="round", ordering="round__number")
     def round_number(self, update: LocalModel) -> int:

@@ -4,7 +4,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-from fl_server_api.serializers.common import Input, Text
+from fl_server_api.serializers.common import Examples, Input, Text
 from fl_server_api.serializers.models import MAX_INT
 from fl_server_core.models import User
 from fl_server_core.services.clients import Missing, Share
@@ -37,9 +37,7 @@ class JoinInput(Input):
     capabilities = serializers.ListField(child=Text(max_length=64), default=list, max_length=100)
     attributes = serializers.DictField(child=Value(), default=dict)
     sdk_version = Text(max_length=64, default="", allow_blank=True)
-    num_examples = serializers.IntegerField(
-        default=None, allow_null=True, min_value=1, max_value=MAX_SAMPLES
-    )
+    num_examples = Examples(default=None, allow_null=True, min_value=1, max_value=MAX_SAMPLES)
 
     def validate_attributes(self, value: dict[str, Any]) -> dict[str, Any]:
         """Few and short names."""

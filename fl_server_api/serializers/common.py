@@ -2,11 +2,12 @@
 
 import difflib
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from rest_framework import serializers
 
 from fl_server_core.exceptions import Invalid
+from fl_server_core.services.rounds import SAMPLES_ARE
 
 MAX_NAMES, MAX_NAME = 100, 64  # of unknown fields that are looked at
 
@@ -31,6 +32,15 @@ class Finite(serializers.FloatField):
         if not math.isfinite(value):
             self.fail("invalid")
         return value
+
+
+class Examples(serializers.IntegerField):
+    """A number of examples: one text for all bounds. Those of weights are wide, as the service refuses the rest."""
+
+    default_error_messages: ClassVar[dict[str, Any]] = {
+        "min_value": SAMPLES_ARE,
+        "max_value": SAMPLES_ARE,
+    }
 
 
 class Input(serializers.Serializer[Any]):

@@ -7,9 +7,10 @@ from drf_spectacular.utils import PolymorphicProxySerializer, extend_schema_fiel
 from rest_framework import serializers
 from rest_framework.fields import empty
 
-from fl_server_api.serializers.common import Finite, Input, Text
+from fl_server_api.serializers.common import Examples, Finite, Input, Text
 from fl_server_core.lifecycle import UpdateState
 from fl_server_core.models import GlobalModel, LocalModel, Metric, ModelVersion
+from fl_server_core.services.rounds import MAX_SAMPLES
 
 MAX_INT = 2**31 - 1
 
@@ -144,7 +145,7 @@ class MetricsInput(Input):
         required=False,
         default=list,
     )
-    sample_size = serializers.IntegerField(required=False, min_value=1, max_value=2**31)
+    sample_size = Examples(required=False, min_value=1, max_value=MAX_SAMPLES)
     round = serializers.IntegerField(
         required=False,
         min_value=0,
@@ -165,7 +166,7 @@ class UpdateInput(MetricsInput):
     guards_typos = True
 
     round = serializers.IntegerField(min_value=0, max_value=MAX_INT)
-    sample_size = serializers.IntegerField(min_value=-(2**63), max_value=2**63)
+    sample_size = Examples(min_value=-(2**63), max_value=2**63)
     num_steps = serializers.IntegerField(
         required=False,
         min_value=0,
@@ -187,7 +188,7 @@ class UpdateInput(MetricsInput):
 
 class SwagInput(Input):
     round = serializers.IntegerField(min_value=0, max_value=MAX_INT)
-    sample_size = serializers.IntegerField(min_value=-(2**63), max_value=2**63)
+    sample_size = Examples(min_value=-(2**63), max_value=2**63)
     first_moment_file = serializers.FileField(allow_empty_file=True)
     second_moment_file = serializers.FileField(allow_empty_file=True)
     deviations_file = serializers.FileField(

@@ -7,7 +7,7 @@ from rest_framework import serializers
 
 from fl_server_ai.services.trainings import training_notices
 from fl_server_api.serializers.clients import LackOutput, ShareOutput
-from fl_server_api.serializers.common import Finite, Input, Text
+from fl_server_api.serializers.common import Examples, Finite, Input, Text
 from fl_server_api.serializers.models import DIGEST, MAX_INT
 from fl_server_api.serializers.results import BlockedOutput
 from fl_server_core.lifecycle import TaskState, TrainingState
@@ -181,7 +181,7 @@ class FailureInput(Input):
 class ResultMeta(Input):
     guards_typos = True
 
-    num_examples = serializers.IntegerField(min_value=-(2**63), max_value=2**63)
+    num_examples = Examples(min_value=-(2**63), max_value=2**63)
     num_steps = serializers.IntegerField(required=False, min_value=0, max_value=MAX_INT)
     base_version = serializers.IntegerField(required=False, min_value=0, max_value=MAX_INT)
     sha256 = DIGEST

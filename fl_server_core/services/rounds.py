@@ -62,6 +62,7 @@ NOW = {
     RoundPhase.FAILED: "round {} has failed",
     RoundPhase.SKIPPED: "round {} was skipped",
 }
+SAMPLES_ARE = f"it is how many examples were trained on, 1 to {MAX_SAMPLES}"
 OUT = (UpdateState.REFUSED, UpdateState.QUARANTINED)
 MESSAGES = {
     TaskKind.TRAIN: NotificationType.UPDATE_ROUND_START,
@@ -176,7 +177,7 @@ def sample_size_check(sample_size: int) -> None:
     """Raise `Unusable` (SAMPLE_SIZE): it is a weight in a mean, so nothing and less can't be one."""
     if not 1 <= sample_size <= MAX_SAMPLES:
         raise Unusable(
-            f"sample_size is {sample_size}; it is how many examples were trained on, 1 to {MAX_SAMPLES}",
+            f"sample_size is {sample_size}; {SAMPLES_ARE}",
             code="SAMPLE_SIZE",
         )
 

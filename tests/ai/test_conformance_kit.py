@@ -12,6 +12,7 @@ import pytest
 
 from fl_server_ai.aggregation import Extra, Refused, Strategy
 from fl_server_ai.testing import CHECKS, Broken, conformance
+from fl_server_ai.testing import __main__ as command
 from fl_server_core.exceptions import AggregationException
 
 
@@ -48,8 +49,14 @@ class Good(Strategy[Share]):
         self.rounds = state["rounds"]
 
 
+class BadPaper(Good):
+    """Nobody can find what it comes from."""
+
+    paper = "a talk"
+
+
 class NoPaper(Good):
-    """Nobody knows where it comes from."""
+    """A rule of one's own."""
 
     paper = ""
 
@@ -245,6 +252,13 @@ class Drifts(Good):
         return y + 1e-3
 
 
+class ByPlace(Good):
+    """Who is first by name counts most."""
+
+    def weights(self, metas: Any, gram: Any) -> Any:
+        return [1 / (place + 1) for place in range(len(metas))]
+
+
 class NeedsThree(Good):
     """Crashes with two."""
 
@@ -358,11 +372,11 @@ class Pairs(Good):
 
 
 BREAKS: dict[str, list[type[Strategy[Any]]]] = {
-    "description": [NoPaper, ThawedOptions, NoDefault, NoTexts, BadExtra],
+    "description": [BadPaper, ThawedOptions, NoDefault, NoTexts, BadExtra],
     "bad options": [CrashingOptions, TakesAnything],
     "check hook": [CheckWrites, CheckRaises, CheckWithoutReason, CheckReshapes, CheckDivides],
     "instances": [OnTheClass],
-    "permutation": [CountsBlocks, WholeBlock, FirstCome, Dice],
+    "permutation": [CountsBlocks, WholeBlock, FirstCome, Dice, ByPlace],
     "scale": [SizesMatter, HalfSums],
     "weights": [OneTooFew, Negative, Dice, WritesGram, Drifts],
     "few updates": [NeedsThree, RefusesInSilence],
@@ -405,7 +419,7 @@ def test_the_table_says_what_is_broken_and_fails() -> None:
     root = Path(__file__).parents[2]
 
     done = subprocess.run(
-        [sys.executable, "-m", "fl_server_ai.testing", "tests.ai.test_conformance_kit:NoPaper"],
+        [sys.executable, "-m", "fl_server_ai.testing", "tests.ai.test_conformance_kit:BadPaper"],
         cwd=root,
         capture_output=True,
         text=True,
@@ -413,5 +427,32 @@ def test_the_table_says_what_is_broken_and_fails() -> None:
     )
 
     assert done.returncode == 1, done.stderr
-    assert "description     BROKEN  paper is ''; give an arXiv id" in done.stdout
-    assert "NoPaper: 13 of 14 promises kept" in done.stdout
+    assert "description     BROKEN  paper is 'a talk'; give an arXiv id" in done.stdout
+    assert "BadPaper: 13 of 14 promises kept" in done.stdout
+
+
+def test_a_rule_of_ones_own_needs_no_paper_and_a_note_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    conformance(NoPaper, "description", tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.setattr(command, "CHECKS", ["description"])
+    monkeypatch.setattr("sys.argv", ["kit", f"{__name__}:NoPaper"])
+
+    failed = command.main()
+
+    assert failed == 0
+    assert "note: no `paper`" in capsys.readouterr().out
+
+
+def test_a_module_that_is_not_here_is_said_with_the_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["kit", "my_own_half:MyOwnHalf"])
+
+    with pytest.raises(SystemExit):
+        command.main()
+
+    assert f"looked in {tmp_path}" in capsys.readouterr().err

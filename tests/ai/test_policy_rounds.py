@@ -406,7 +406,11 @@ def test_what_can_never_be_is_refused_with_a_pointer(options, pointer) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"min_updates": 3}, {"sampling": "fraction", "client_fraction": 0.4, "min_updates": 2}],
+    [
+        {"min_updates": 3},
+        {"sampling": "fraction", "client_fraction": 0.4, "min_updates": 2},
+        {"method": "FedBuff", "buffer_size": 3},
+    ],
 )
 def test_what_these_clients_can_never_do_is_refused_at_the_start(options) -> None:
     with pytest.raises(Conflict) as refusal:

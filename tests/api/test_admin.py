@@ -695,3 +695,13 @@ def test_staff_cannot_make_themselves_or_become_superusers(root: User) -> None:
     assert User.objects.filter(pk=root.pk).exists()
     assert "may not issue" in text
     assert not root.api_tokens.exists()
+
+
+def test_the_list_of_updates_says_why_one_was_refused(browser: Client) -> None:
+    row(LocalModel, 1)
+    LocalModel.objects.update(reason="TOO_LARGE: its norm is 7" + " and more" * 100)
+
+    listed = browser.get(page(LocalModel, "changelist")).content.decode()
+
+    assert "TOO_LARGE: its norm is 7 and more" in listed
+    assert listed.count("and more") < 20

@@ -88,6 +88,11 @@ class Desk:
         self.monkeypatch.setattr(pool, "SandboxPool", lambda **given: kind(**{**given, **settings}))
 
 
+@provokes(400, "INVALID_HOST")
+def call_it_by_another_name(desk: Desk) -> Any:
+    return desk.anybody().get("/api/", HTTP_HOST="elsewhere.example")
+
+
 @provokes(400, "BAD_KEY")
 def long_key(desk: Desk) -> Any:
     body = {"name": "people"}

@@ -15,7 +15,7 @@ from fl_server_ai.services.reconciler import sweep
 from fl_server_ai.services.trainings import training_create, training_start
 from fl_server_ai.trainer.tasks import process_trainer_task
 from fl_server_core import plugins
-from fl_server_core.models import Training
+from fl_server_core.models import TrainerEvent, Training
 from tests.api.test_packed_bodies import body, send
 from tests.api.test_strategy_vectors import Case, Site, plain, vec
 from tests.scenes import scene, weights
@@ -55,7 +55,8 @@ def test_it_is_listed_created_by_name_and_aggregates(login, installed) -> None:
     wrong = site.create({"trim": 0.5})
     site.start()
 
-    process_trainer_task(site.answer_round(0).pk)
+    process_trainer_task(site.answer_round(0).pk)  # the look at each update
+    process_trainer_task(TrainerEvent.objects.get(state="pending").pk)
 
     assert listed["MiddleHalf"]["options_schema"]["properties"]["trim"]["exclusiveMaximum"] == 0.5
     assert listed["MiddleHalf"]["defaults"] == {"trim": 0.25}

@@ -254,3 +254,11 @@ def test_input_shape_may_have_free_dimensions(login) -> None:
 
     model = GlobalModel.objects.get(pk=response.json()["model_id"])
     assert model.input_shape == [None, 3, None]
+
+
+@pytest.mark.parametrize("size", [0, 2**31 + 1, 10**30, -(10**30)])
+def test_a_sample_size_beyond_the_limit_is_told_the_limit(login, size: int) -> None:
+    response = send(login, scene(), sample_size=size)
+
+    assert response.status_code in {400, 422}
+    assert "it is how many examples were trained on, 1 to 2147483648" in response.json()["detail"]
