@@ -81,7 +81,9 @@ def calibration_ask(
     (count,) = labels.shape
     rows = 1 if tensor.name == IMAGE else tensor.shape[0] if tensor.shape else 0
     if not count:
-        raise Invalid("calibration needs at least one labelled sample", code="NO_SAMPLES")
+        said = "calibration needs at least one labelled sample"
+        fault = {"pointer": "/labels", "code": "empty", "detail": "there is none"}
+        raise Invalid(said, code="NO_SAMPLES", errors=[fault])
     if count != rows and not _prepares(subject.model):
         raise _bad(f"{count} labels for {rows} samples; each sample needs one")
     return inference_ask(
