@@ -84,3 +84,66 @@ def test_a_connection_that_was_lost_or_never_made_gives_its_slot_back(
     last = connect(slots)
     assert asked(last) == 7
     last.close()
+
+
+def backend(wrapper: DatabaseWrapper) -> int:
+    with wrapper.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return int(cursor.fetchone()[0])
+
+
+def test_a_connection_goes_to_the_next_who_wants_one_as_if_it_were_new(
+    connect: Callable[[Slots], DatabaseWrapper],
+) -> None:
+    slots = Slots(1, seconds=5.0)
+    first, second = connect(slots), connect(slots)
+    before = backend(first)
+    first.set_autocommit(False)
+    with first.cursor() as cursor:
+        cursor.execute("CREATE TABLE left_open (id int)")
+
+    first.close()
+    after = backend(second)
+
+    assert after == before
+    with second.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('left_open')")
+        assert cursor.fetchone()[0] is None  # rolled back
+    assert second.get_autocommit()
+    second.close()
+
+
+def test_a_kept_connection_that_the_server_has_ended_is_made_anew(
+    connect: Callable[[Slots], DatabaseWrapper],
+) -> None:
+    slots = Slots(2, seconds=5.0)
+    first, killer = connect(slots), connect(slots)
+    ended = backend(first)
+    assert asked(killer) == 7
+    first.close()
+    with killer.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s)", [ended])
+        for _ in range(100):
+            cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", [ended])
+            if not cursor.fetchone()[0]:
+                break
+            time.sleep(0.05)
+
+    assert backend(first) != ended
+
+    first.close()
+    killer.close()
+
+
+def test_a_child_leaves_its_parents_connections_alone(
+    connect: Callable[[Slots], DatabaseWrapper],
+) -> None:
+    slots = Slots(1, seconds=5.0)
+    first = connect(slots)
+    before = backend(first)
+    first.close()
+
+    slots.forked()  # as in a child
+
+    assert backend(first) != before
+    first.close()
