@@ -13,6 +13,7 @@ import http.client
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -367,6 +368,7 @@ def shown(found: dict[str, Any], server: str) -> Table:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its servers end with it
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--server", choices=["embedded", "production"], default="production")
     parser.add_argument("--clients", type=int, default=500)
