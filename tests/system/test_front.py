@@ -564,7 +564,7 @@ def test_an_old_client_is_not_sent_chunks(served: Served) -> None:
         line.say(b"GET /api/users/ HTTP/1.0\r\nHost: elsewhere\r\n\r\n")
         told = line.told()
 
-    assert (told.status, told.json["code"]) == (400, "INVALID")
+    assert (told.status, told.json["code"]) == (400, "INVALID_HOST")
     assert "transfer-encoding" not in told.headers
 
 
