@@ -12,6 +12,7 @@ from django.db.backends.postgresql import base
 from django.db.utils import OperationalError
 
 PATIENCE = 30.0  # seconds
+KEPT = 4  # at most, for the next who want one
 IDLE_SECONDS = 60.0  # longer than that, a firewall may have forgotten a connection
 UNKNOWN = 4  # what libpq calls the state of a transaction on a connection that is broken
 
@@ -50,7 +51,10 @@ class Slots:
 
     def keep(self, key: str, connection: Any) -> None:
         """Hand it to whoever comes next. The slot is given back after that."""
-        self._idle.append((key, time.monotonic(), connection))
+        if len(self._idle) >= KEPT:
+            connection.close()
+        else:
+            self._idle.append((key, time.monotonic(), connection))
 
     def forked(self) -> None:
         """In a child: these are the parent's. They stay open here, as closing them would end them there."""
