@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 
 from django.conf import settings
-from django.db.models import Case, Exists, F, OuterRef, Q, When
+from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, When
 from django.utils import timezone
 
 from fl_server_core.killpoints import reached
@@ -21,15 +21,14 @@ def claimable() -> Q:
     )
 
 
-def event_claim(*, event_id: int) -> TrainerEvent | None:
-    """Take the event for one attempt; None if it is done, taken, waiting, or has failed too often.
+def row_claim(row: QuerySet[TrainerEvent] | QuerySet[WorkSlice]) -> bool:
+    """Take one row for one attempt, if it may be taken and has not failed too often.
 
     One that is still running although its lease is over was lost with its worker: that is a failure.
     """
-    reached("event.claim:before")
     lost = Case(When(state=EventState.RUNNING, then=1), default=0)
-    claimed = (
-        TrainerEvent.objects.filter(claimable(), pk=event_id)
+    return bool(
+        row.filter(claimable())
         .annotate(failed=F("failures") + lost)
         .filter(failed__lt=settings.FL_EVENT_ATTEMPTS)
         .update(
@@ -39,31 +38,37 @@ def event_claim(*, event_id: int) -> TrainerEvent | None:
             lease_until=timezone.now() + timedelta(seconds=settings.FL_LEASE_SECONDS),
         )
     )
-    if not claimed:
+
+
+def mine(row: TrainerEvent | WorkSlice) -> Q:
+    """The row as long as it is this attempt's."""
+    return Q(pk=row.pk, attempt=row.attempt, state=EventState.RUNNING)
+
+
+def event_claim(*, event_id: int) -> TrainerEvent | None:
+    """Take the event for one attempt; None if it is done, taken, waiting, or has failed too often."""
+    reached("event.claim:before")
+    if not row_claim(TrainerEvent.objects.filter(pk=event_id)):
         return None
     reached("event.claim:after")
     return TrainerEvent.objects.select_related("training__model", "round").get(pk=event_id)
 
 
-def _mine(event: TrainerEvent) -> Q:
-    return Q(pk=event.pk, attempt=event.attempt, state=EventState.RUNNING)
-
-
 def event_renew(*, event: TrainerEvent) -> bool:
     """Prolong the lease; False if somebody else has the event by now."""
     until = timezone.now() + timedelta(seconds=settings.FL_LEASE_SECONDS)
-    return bool(TrainerEvent.objects.filter(_mine(event)).update(lease_until=until))
+    return bool(TrainerEvent.objects.filter(mine(event)).update(lease_until=until))
 
 
 def event_held(*, event: TrainerEvent) -> bool:
     """Whether this attempt may still publish. Ask with the training's row locked."""
-    return TrainerEvent.objects.select_for_update().filter(_mine(event)).exists()
+    return TrainerEvent.objects.select_for_update().filter(mine(event)).exists()
 
 
 def event_finish(*, event: TrainerEvent) -> bool:
     """Mark the work as done; False (and nothing happens) if it isn't this attempt's any more."""
     return bool(
-        TrainerEvent.objects.filter(_mine(event)).update(
+        TrainerEvent.objects.filter(mine(event)).update(
             state=EventState.DONE, lease_until=None, error="", finished_at=timezone.now()
         )
     )
@@ -77,7 +82,7 @@ def event_release(
     `spent=False`: the work is not to blame (the disk, the database, nothing to do yet), however often.
     """
     return bool(
-        TrainerEvent.objects.filter(_mine(event)).update(
+        TrainerEvent.objects.filter(mine(event)).update(
             state=EventState.PENDING,
             failures=F("failures") + (1 if spent else 0),
             lease_until=after_pause(event.attempt) if pause else None,

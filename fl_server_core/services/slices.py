@@ -4,14 +4,14 @@ from datetime import timedelta
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Case, F, Q, When
+from django.db.models import F, Q
 from django.utils import timezone
 
 from fl_server_core.killpoints import committing, reached
 from fl_server_core.lifecycle import EventState, TrainingState
 from fl_server_core.models import Blob, SliceKind, TrainerEvent, WorkSlice
 from fl_server_core.services.blobs import blobs_doom_unreferenced
-from fl_server_core.services.events import after_pause, claimable
+from fl_server_core.services.events import after_pause, claimable, mine, row_claim
 
 ENDED = (EventState.DONE, EventState.FAILED)
 
@@ -26,42 +26,26 @@ def slices_plan(*, event: TrainerEvent, kind: SliceKind, of: int, plan: str) -> 
 def slice_claim(*, slice_id: int) -> WorkSlice | None:
     """Take the slice for one attempt; None if it is done, taken, waiting, gone, or has failed too often."""
     reached("slice.claim:before")
-    lost = Case(When(state=EventState.RUNNING, then=1), default=0)
-    claimed = (
-        WorkSlice.objects.filter(claimable(), pk=slice_id)
-        .annotate(failed=F("failures") + lost)
-        .filter(failed__lt=settings.FL_EVENT_ATTEMPTS)
-        .update(
-            state=EventState.RUNNING,
-            attempt=F("attempt") + 1,
-            failures=F("failures") + lost,
-            lease_until=timezone.now() + timedelta(seconds=settings.FL_LEASE_SECONDS),
-        )
-    )
-    if not claimed:
+    if not row_claim(WorkSlice.objects.filter(pk=slice_id)):
         return None
     reached("slice.claim:after")
     related = ("event__training__model", "event__round")
     return WorkSlice.objects.select_related(*related).filter(pk=slice_id).first()
 
 
-def _mine(one: WorkSlice) -> Q:
-    return Q(pk=one.pk, attempt=one.attempt, state=EventState.RUNNING)
-
-
 def slice_renew(*, one: WorkSlice) -> bool:
     """Prolong the lease; False if somebody else has the slice by now, or it was dropped."""
     until = timezone.now() + timedelta(seconds=settings.FL_LEASE_SECONDS)
-    return bool(WorkSlice.objects.filter(_mine(one)).update(lease_until=until))
+    return bool(WorkSlice.objects.filter(mine(one)).update(lease_until=until))
 
 
 @committing("slice.finish")
 def slice_finish(*, one: WorkSlice, blob: Blob, recipe: str, warnings: list[str]) -> bool:
     """Store the slice's file; False, and nothing is stored, if the slice isn't this attempt's any more."""
-    if not WorkSlice.objects.select_for_update().filter(_mine(one)).exists():
+    if not WorkSlice.objects.select_for_update().filter(mine(one)).exists():
         return False
     blob.save()
-    WorkSlice.objects.filter(_mine(one)).update(
+    WorkSlice.objects.filter(mine(one)).update(
         state=EventState.DONE,
         result=blob,
         recipe=recipe,
@@ -76,7 +60,7 @@ def slice_finish(*, one: WorkSlice, blob: Blob, recipe: str, warnings: list[str]
 def slice_release(*, one: WorkSlice, error: str, spent: bool = True) -> bool:
     """Give the slice back after a failed attempt, to be claimed again after a pause; `spent` as of an event."""
     return bool(
-        WorkSlice.objects.filter(_mine(one)).update(
+        WorkSlice.objects.filter(mine(one)).update(
             state=EventState.PENDING,
             failures=F("failures") + (1 if spent else 0),
             lease_until=after_pause(one.attempt),
