@@ -1,14 +1,14 @@
 """Which draws of a program a method needs, and with which weights."""
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from fl_server_ai.aggregation.stored import Stored
 from fl_server_ai.containers import read_manifest
 from fl_server_ai.sandbox.plans import Drawn, Dropout, Plain, Plan
 from fl_server_ai.sandbox.tensors import RawTensor
@@ -75,26 +75,6 @@ def weights_of(blob: Blob) -> Iterator[RawTensor]:
         stored = Stored(path, stack, among={info.name for info in infos})
         for info in infos:
             yield as_raw(stored[info.name], info.name)
-
-
-class Stored(Mapping[str, Tensor]):
-    """A canonical file's tensors of these names, each read when it is asked for."""
-
-    def __init__(self, path: Path, stack: ExitStack, among: Container[str]) -> None:
-        self._file = stack.enter_context(safe_open(path, "pt"))
-        self._names = [name for name in self._file.keys() if name in among]  # noqa: SIM118
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def as_raw(tensor: Tensor, name: str = "") -> RawTensor:

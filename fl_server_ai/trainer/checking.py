@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fl_server_ai.aggregation import Strategy, UpdateMeta
 from fl_server_ai.aggregation.blocks import Draft, Source, layout_of
+from fl_server_ai.aggregation.stored import Stored
 from fl_server_ai.aggregation.strategy import Refused
 from fl_server_ai.containers import check_finite, read_manifest
 from fl_server_ai.trainer.time_limit import TookTooLong, time_limited
@@ -66,7 +67,7 @@ def update_check(
     limit = settings.FL_CHECK_SECONDS if seconds is None else seconds
     try:
         with time_limited(limit), ExitStack() as stack:
-            found = strategy.check(meta, _Tensors(original, stack, time.monotonic() + limit))
+            found = strategy.check(meta, _InTime(original, stack, time.monotonic() + limit))
             if found is None:
                 return Checked(Outcome.KEPT)
             if isinstance(found, Refused):
@@ -85,27 +86,17 @@ def update_check(
         return Checked(Outcome.BAD, f"CHECK_FAILED: {who} raised {type(error).__name__}")
 
 
-class _Tensors(Mapping[str, Tensor]):
-    """The tensors of a file, each read when it is asked for, until it is too late."""
+class _InTime(Stored):
+    """The update's tensors, until it is too late."""
 
     def __init__(self, path: Path, stack: ExitStack, until: float) -> None:
-        self._file = stack.enter_context(safe_open(path, "pt"))
-        self._names = list(self._file.keys())
+        super().__init__(path, stack)
         self._until = until
 
     def __getitem__(self, name: str) -> Tensor:
         if time.monotonic() > self._until:  # the only limit outside of a main thread
             raise TookTooLong
-        if name not in self._names:
-            raise KeyError(name)
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+        return super().__getitem__(name)
 
 
 def _written(original: Path, tensors: Mapping[str, Tensor], path: Path) -> str:

@@ -115,12 +115,12 @@ def test_the_server_averages_the_hospitals_to_the_last_bit(
     assert not torch.equal(unweighted[0]["0.weight"], expected[0]["0.weight"])
 
 
-def test_without_data_it_says_so_and_is_no_failure(
+def test_without_data_it_says_which_it_wants_and_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[Any]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["papers", "--data", str(tmp_path)])
 
-    assert command.main() == 0
+    assert command.main() == 2
 
     said = capsys.readouterr().out
     assert all(
