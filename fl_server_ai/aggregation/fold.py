@@ -2,13 +2,13 @@
 
 Every product `n_k * x_k` is added in the order of the sources, their sum is divided once, and the caller casts
 once. For dtypes of at most 32 bits and sample sizes below 2**29 the products are exact. float64 has no wider
-type to add in, so there each product and sum carries its rounding error along in a second float64
-(double-double: Dekker 1971), at less than a tenth of the speed.
+type to add in: `double.py`. What these sums could be off by is known, and numbers that this leaves in doubt are
+settled by exact arithmetic (`exact.py`), so that a mean is correctly rounded, also where its terms cancel.
 Updates that are all alike give back their own bytes in each dtype, minus zero included.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from fl_server_ai.aggregation.blocks import FLOATS, Run, Source
+from fl_server_ai.aggregation.double import mean_of_float64
+from fl_server_ai.aggregation.exact import Doubt, exact_products, settled
 from fl_server_ai.aggregation.rounding import narrowed
 from fl_server_ai.aggregation.transfer import Lane, Slot, queue_of
 
-EXACT_WEIGHT = 2**29  # times a 24-bit significand fits into the 53 bits of a float64
-VELTKAMP = 2.0**27 + 1
-SHRINK = 2.0**-64  # room for VELTKAMP, and for the sum of as many numbers as there can be updates
+FEW = 48  # numbers of an update that are sooner read one by one than with their block
 
 
 class Folder:
-    """The buffers of one thread: 24 bytes for each number of a block, however many updates there are."""
+    """The buffers of one thread: 44 bytes for each number of a block, however many updates there are."""
 
     def __init__(self, device: torch.device, elements: int, itemsize: int) -> None:
         self.device = device
@@ -38,6 +38,7 @@ class Folder:
         self._out = Slot(nbytes)
         self._sum = torch.empty(elements, dtype=torch.float64, device=device)
         self._wide = torch.empty(elements, dtype=torch.float64, device=device)
+        self._doubt = Doubt(device, elements)
         self._store: Tensor | None = None
         self._matrices: dict[tuple[str, int, int], tuple[Tensor, list[memoryview]]] = {}
 
@@ -60,19 +61,71 @@ class Folder:
     def mean(
         self, sources: Sequence[Source], weights: Sequence[float], run: Run, start: int, count: int
     ) -> Tensor:
-        """(count,) float64, valid until the next call."""
+        """(count,) float64, valid until the next call; not always the float64 that is nearest."""
+        if run.dtype == "F64":
+            return mean_of_float64(partial(self.blocks, sources, run, start, count), weights)[0]
+        return self._mean(sources, weights, run, start, count)
+
+    def rounded(
+        self, sources: Sequence[Source], weights: Sequence[float], run: Run, start: int, count: int
+    ) -> Tensor:
+        """(count,) float64 that the run's dtype rounds to what is nearest to the exact mean; valid until the next call."""
+        if len(sources) == 1:
+            return self._mean(sources, weights, run, start, count)
         if run.dtype == "F64":
             again = partial(self.blocks, sources, run, start, count)
-            return mean_of_float64(again, weights)
+            mean, doubtful = mean_of_float64(again, weights)
+        else:
+            dtype = FLOATS[run.dtype]
+            kept = dtype if dtype == torch.float32 else torch.float64
+            squares = self._doubt.squares(count, len(sources), kept)
+            mean = self._mean(sources, weights, run, start, count, squares)
+            doubtful = self._doubt.left_by(squares, mean, weights, dtype)
+        if doubtful.numel():
+            columns = self._columns(sources, run, start, count, doubtful)
+            found = settled(columns, weights, FLOATS[run.dtype]).to(self.device)
+            zero = (found == 0) & (mean[doubtful] == 0)  # of whatever sign it has
+            mean[doubtful] = torch.where(zero, mean[doubtful], found)
+        return mean
+
+    def _columns(
+        self, sources: Sequence[Source], run: Run, start: int, count: int, where: Tensor
+    ) -> Tensor:
+        """(updates, numbers) float64 on the host."""
+        columns = torch.empty((len(sources), where.numel()), dtype=torch.float64)
+        if where.numel() > FEW or not all(source.is_open for source in sources):
+            blocks = self.blocks(sources, run, start, count)
+            for row, block in zip(columns, blocks, strict=True):
+                row.copy_((block if block.element_size() > 1 else block.float())[where])
+            return columns
+        places = [run.offset + (start + at) * run.itemsize for at in where.tolist()]
+        for row, source in zip(columns, sources, strict=True):
+            found = bytearray(source.read_each(places, run.itemsize))
+            row.copy_(torch.frombuffer(found, dtype=FLOATS[run.dtype]))
+        return columns
+
+    def _mean(
+        self,
+        sources: Sequence[Source],
+        weights: Sequence[float],
+        run: Run,
+        start: int,
+        count: int,
+        squares: Tensor | None = None,
+    ) -> Tensor:
+        """Of up to 32 bits, or of one source. What they squared sum up to is added to `squares`."""
         blocks = self.blocks(sources, run, start, count)
         total, wide = self._sum[:count], self._wide[:count]
         if len(sources) == 1:
             for block in blocks:
                 wide.copy_(block)
             return wide
-        exact = all(weight < EXACT_WEIGHT and weight == int(weight) for weight in weights)
+        exact = exact_products(weights)
         for index, (block, weight) in enumerate(zip(blocks, weights, strict=True)):
             wide.copy_(block)
+            if squares is not None:
+                values = block if block.dtype == squares.dtype else wide
+                squares.addcmul_(values, values)
             if index == 0:
                 torch.mul(wide, weight, out=total)  # not 0 + x: that would turn -0 into 0
             elif exact:
@@ -117,57 +170,6 @@ class Folder:
         values = narrowed(values, host.dtype)
         host.copy_(values.to(host.dtype) if self._queue else values)
         return host, data
-
-
-def mean_of_float64(blocks: Callable[[], Iterator[Tensor]], weights: Sequence[float]) -> Tensor:
-    """Weighted mean with about 106 bits in between, for all finite numbers.
-
-    Where it overflows on its way, the blocks are read again and divided by a power of two: that loses
-    nothing but bits more than a thousand below the largest, and other numbers keep what they have.
-    """
-    mean = _mean(blocks(), weights)
-    if all_finite(mean):
-        return mean
-    exponent = math.frexp(max(weights))[1]
-    shares = [math.ldexp(weight, -exponent) for weight in weights]
-    shrunk = _mean((block * SHRINK for block in blocks()), shares) / SHRINK
-    return torch.where(torch.isfinite(mean), mean, shrunk)
-
-
-def _mean(blocks: Iterator[Tensor], weights: Sequence[float]) -> Tensor:
-    high = low = torch.zeros(())
-    for index, (block, weight) in enumerate(zip(blocks, weights, strict=True)):
-        product, error = _product(block, float(weight))
-        if index == 0:
-            high, low = product, error
-            continue
-        total = high + product
-        other = total - high
-        low = low + (error + ((high - (total - other)) + (product - other)))
-        high = total
-    divisor = float(sum(weights))
-    quotient = high / divisor
-    product, error = _product(quotient, divisor)
-    rest = (high - product) - error + low
-    tail = math.fsum([*weights, -divisor])  # what the sum of fractional weights was rounded by
-    if tail:
-        rest = rest - quotient * tail
-    rest = rest / divisor
-    return torch.where(rest == 0, quotient, quotient + rest)  # -0 + 0 would be 0
-
-
-def _product(values: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """`values * factor` and its rounding error."""
-    product = values * factor
-    scaled = values * VELTKAMP
-    high = scaled - (scaled - values)
-    low = values - high
-    factor_high = VELTKAMP * factor - (VELTKAMP * factor - factor)
-    factor_low = factor - factor_high
-    error = high * factor_high - product
-    error = error + high * factor_low
-    error = error + low * factor_high
-    return product, error + low * factor_low
 
 
 def all_finite(values: Tensor) -> bool:

@@ -21,6 +21,7 @@ class RebasedSource(Source):
         self.participant = own.participant
         self.size = own.size
         self.header = own.header
+        self._fd = None
         self._offsets: list[int] = []
         self._dtypes: list[str] = []
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+UNIT = 2.0**-53  # what a float64 is off by at most, relatively, when it is rounded
+
 
 def narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
     """`values` in that dtype, or as they are where whoever copies them rounds once.

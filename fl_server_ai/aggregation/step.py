@@ -174,8 +174,10 @@ class Step:
             y, sent = self.masks.mean(
                 folder, part.sources, part.weights, base, run, index, start, count
             )
-        else:
+        elif self.moves:
             y = folder.mean(part.sources, part.weights, run, start, count)
+        else:
+            y = folder.rounded(part.sources, part.weights, run, start, count)
         if base is not None and self.moves:
             if not part.kept:
                 before = (

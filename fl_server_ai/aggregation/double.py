@@ -1,0 +1,81 @@
+"""Weighted means of float64, which has no wider type to add in.
+
+Each product and sum carries its rounding error along in a second float64 (double-double: Dekker 1971), at less
+than a tenth of the speed.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fl_server_ai.aggregation.rounding import UNIT
+
+VELTKAMP = 2.0**27 + 1
+SHRINK = 2.0**-64  # room for VELTKAMP, and for the sum of as many numbers as there can be updates
+
+
+def mean_of_float64(
+    blocks: Callable[[], Iterator[Tensor]], weights: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """Means with about 106 bits in between, for all finite numbers, and the indices of those that may be rounded wrongly.
+
+    Where it overflows on its way, the blocks are read again and divided by a power of two: that loses
+    nothing but bits more than a thousand below the largest, and other numbers keep what they have.
+    """
+    mean, doubtful = _mean(blocks(), weights)
+    finite = torch.isfinite(mean)
+    if not bool(finite.all()):
+        exponent = math.frexp(max(weights))[1]
+        shares = [math.ldexp(weight, -exponent) for weight in weights]
+        shrunk, unsure = _mean((block * SHRINK for block in blocks()), shares)
+        mean = torch.where(finite, mean, shrunk / SHRINK)
+        doubtful = torch.where(finite, doubtful, unsure)
+    return mean, (doubtful & torch.isfinite(mean)).nonzero().reshape(-1)
+
+
+def _mean(blocks: Iterator[Tensor], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+    high = low = errors = torch.zeros(())
+    for index, (block, weight) in enumerate(zip(blocks, weights, strict=True)):
+        product, error = two_product(block, float(weight))
+        if index == 0:
+            high, low, errors = product, error, error.abs()
+            continue
+        total = high + product
+        other = total - high
+        rounded = (high - (total - other)) + (product - other)
+        low = low + (error + rounded)
+        errors = errors + (error.abs() + rounded.abs())
+        high = total
+    divisor = float(sum(weights))
+    quotient = high / divisor
+    product, error = two_product(quotient, divisor)
+    remainder = (high - product) - error
+    rest = remainder + low
+    tail = math.fsum([*weights, -divisor])  # what the sum of fractional weights was rounded by
+    if tail:
+        rest = rest - quotient * tail
+    errors = errors + (remainder.abs() + (quotient * tail).abs())
+    part = rest / divisor
+    # Errors of the errors, and what underflows; there are none where a sum without any was divided without any.
+    bound = errors * ((4 * len(weights) + 16) * UNIT / divisor) + 2.0**-1070
+    product, error = two_product(part, divisor)
+    exact = (low == 0) & (errors == remainder.abs()) & (product == remainder) & (error == 0)
+    bound = torch.where(exact, 0.0, bound)
+    doubtful = quotient + (part - bound) != quotient + (part + bound)
+    return torch.where(part == 0, quotient, quotient + part), doubtful  # -0 + 0 would be 0
+
+
+def two_product(values: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """`values * factor` and its rounding error (Dekker 1971, with Veltkamp's splitting)."""
+    product = values * factor
+    scaled = values * VELTKAMP
+    high = scaled - (scaled - values)
+    low = values - high
+    factor_high = VELTKAMP * factor - (VELTKAMP * factor - factor)
+    factor_low = factor - factor_high
+    error = high * factor_high - product
+    error = error + high * factor_low
+    error = error + low * factor_high
+    return product, error + low * factor_low

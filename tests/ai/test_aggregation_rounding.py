@@ -1,0 +1,113 @@
+"""A mean is the number of its dtype that is nearest to the exact one, whatever is averaged."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from fl_server_ai.aggregation import fold
+from tests.ai.test_aggregation import FLOAT_DTYPES, average, exact_mean
+
+BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+SIZES = [60_000, 1, 77, 2**20 - 1, 3, 999_983]
+
+
+def assert_nearest(got: torch.Tensor, rows: Sequence[torch.Tensor], sizes: Sequence[int]) -> None:
+    """Neither neighbour is nearer, and in the middle the number is the even one."""
+    bits = got.view(BITS[got.element_size()])
+    around = [(bits + step).view(got.dtype).double().tolist() for step in (0, -1, 1)]
+    columns = torch.stack(list(rows)).double().T.tolist()
+    for column, last, mean, *neighbours in zip(columns, bits.tolist(), *around, strict=True):
+        exact = exact_mean(column, sizes)
+        if mean == 0:
+            kind = torch.finfo(got.dtype)
+            assert abs(exact) <= Fraction(kind.smallest_normal) * Fraction(kind.eps) / 2
+            continue
+        off = abs(Fraction(mean) - exact)
+        for other in neighbours:
+            distance = abs(Fraction(other) - exact)
+            assert off < distance or (off == distance and last % 2 == 0), (column, mean, other)
+
+
+def mean(folder: Path, rows: Sequence[torch.Tensor], sizes: Sequence[int]) -> torch.Tensor:
+    return average(folder, [{"w": row} for row in rows], sizes)["w"]
+
+
+@settings(max_examples=40)
+@given(
+    rows=some.lists(
+        some.lists(some.floats(-(2.0**60), 2.0**60, width=32), min_size=5, max_size=5),
+        min_size=2,
+        max_size=6,
+    ),
+    data=some.data(),
+)
+def test_any_float32_mean_is_correctly_rounded(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[list[float]], data: some.DataObject
+) -> None:
+    sizes = [data.draw(some.integers(1, 2**20)) for _ in rows]
+    tensors = [torch.tensor(row, dtype=torch.float32) for row in rows]
+
+    assert_nearest(mean(tmp_path_factory.mktemp("mean"), tensors, sizes), tensors, sizes)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [SIZES, [1] * 6, [2] * 2], ids=["by samples", "alike", "of two"])
+def test_no_neighbour_is_nearer_to_the_exact_mean(
+    tmp_path: Path, dtype: torch.dtype, sizes: list[int]
+) -> None:
+    generator = torch.Generator().manual_seed(9)
+    rows = [torch.randn(400, generator=generator, dtype=torch.float64).to(dtype) for _ in sizes]
+
+    assert_nearest(mean(tmp_path, rows, sizes), rows, sizes)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_what_is_left_when_terms_cancel_is_correctly_rounded(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    large = (torch.rand(60, generator=generator, dtype=torch.float64) + 1).to(dtype)
+    small = (large.double() * torch.finfo(dtype).smallest_normal * 3).to(dtype)
+    rows = [large, small, -large]
+
+    got = mean(tmp_path, rows, [7, 5, 7])
+
+    assert (got != 0).all()
+    assert_nearest(got, rows, [7, 5, 7])
+
+
+def test_the_few_in_doubt_among_many_are_right_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    rows = [torch.randn(30_000, generator=generator) for _ in SIZES]
+    rows[1][::10_000], rows[2][::10_000] = 1e25, -1e25 / 77
+    found: list[int] = []
+    columns = fold.Folder._columns
+
+    def watched(*args: object) -> torch.Tensor:
+        found.append(args[-1].numel())  # type: ignore[attr-defined]
+        return columns(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fold.Folder, "_columns", watched)
+
+    got = mean(tmp_path, rows, SIZES)
+
+    assert found == [3]  # of 30,000
+    chosen = slice(None, None, 10_000)
+    assert_nearest(got[chosen].contiguous(), [row[chosen] for row in rows], SIZES)
+
+
+def test_numbers_that_the_float64_sum_gets_wrong_come_out_right(tmp_path: Path) -> None:
+    rows = [torch.tensor([one]) for one in (1.0, 1e-12, -1.0)]
+    in_float64 = torch.stack(rows).double().cumsum(0)[-1] / 3
+
+    got = mean(tmp_path, rows, [1, 1, 1])
+
+    assert got != in_float64.float()
+    assert_nearest(got, rows, [1, 1, 1])
