@@ -75,7 +75,7 @@ class Combination:
             )
         self.inputs = inputs
         self.strategy = inputs.strategy
-        self.files = Files(stack, inputs.base, ordered, rebase=inputs.strategy.rebases)
+        self.files = Files(stack, inputs.base, ordered, rebase=_rebases(inputs.strategy))
         self.floats = [run for run in self.files.layout.runs if run.dtype in FLOATS]
         self.state = State(self.strategy, self.floats, inputs.state_in)
         stack.callback(self.state.close)
@@ -162,6 +162,10 @@ class Combination:
         self.masks.assert_unchanged()
 
 
+def _rebases(strategy: Strategy[Any]) -> bool:
+    return strategy.rebases and strategy.takes == "weights"
+
+
 def _needs_base(inputs: Inputs) -> bool:
     strategy = inputs.strategy
     return (
@@ -171,7 +175,7 @@ def _needs_base(inputs: Inputs) -> bool:
         or strategy.may_keep
         or inputs.buffer_policy == "keep"
         or any(update.tensors is not None for update in inputs.updates)
-        or (strategy.rebases and any(update.start is not None for update in inputs.updates))
+        or (_rebases(strategy) and any(update.start is not None for update in inputs.updates))
     )
 
 

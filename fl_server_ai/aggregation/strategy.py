@@ -96,7 +96,10 @@ class Strategy(Generic[OptionsT]):
     needs_distances: ClassVar[bool] = False
     mode: ClassVar[str] = "sync"  # the mode that trainings with this strategy have by default
     # Whether stale updates are moved to where they would be, had they started from the current model.
+    # Gradients and masks never are: they are no places.
     rebases: ClassVar[bool] = True
+    # Why an update of an older version can't count, for what is asked for at creation; empty if it can.
+    only_fresh: ClassVar[str] = ""
     assumes: ClassVar[str] = ""  # why a round needs `fewest()` updates, as a formula
     # Each of these names is a vector with one number per float parameter, kept from round to round.
     state_blocks: ClassVar[tuple[str, ...]] = ()

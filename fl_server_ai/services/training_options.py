@@ -272,11 +272,13 @@ def _check_mode(method: str, options: TrainerOptions, uncertainty_method: str) -
         meant == "buffered" and options.mode != "buffered"
     ):
         raise _fault("mode", f"{method} is for the mode {meant}")
+    late = "mode" if options.buffered else "late_updates"
     if options.takes_late and options.daisy_chain_period:
-        name = "mode" if options.buffered else "late_updates"
         raise _fault(
-            name, "a daisy chain has no late updates: every site waits for another's model"
+            late, "a daisy chain has no late updates: every site waits for another's model"
         )
+    if options.takes_late and (reason := strategy_kind(method).only_fresh):
+        raise _fault(late, f"{method} needs the mode sync and late_updates refuse: {reason}")
     if options.buffered and uncertainty_method == UncertaintyMethod.SWAG:
         raise _fault("mode", "SWAG asks for moments of one model, in the mode sync")
 

@@ -345,6 +345,8 @@ def test_fedasync_mixes_in_each_update_with_its_staleness() -> None:
         ({"late_updates": "next_round", "daisy_chain_period": 2}, "late_updates"),
         ({"mode": "buffered", "buffer_size": 2, "uncertainty": "SWAG"}, "mode"),
         ({"method": "Krum", "f": 1, "mode": "buffered", "buffer_size": 4}, "buffer_size"),
+        ({"method": "FedPM", "mode": "buffered", "buffer_size": 2}, "mode"),
+        ({"method": "FedPM", "late_updates": "next_round"}, "late_updates"),
     ],
 )  # fmt: skip
 def test_modes_that_do_not_fit_are_refused_with_a_pointer(options, pointer) -> None:
