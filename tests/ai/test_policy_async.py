@@ -347,6 +347,10 @@ def test_fedasync_mixes_in_each_update_with_its_staleness() -> None:
         ({"method": "Krum", "f": 1, "mode": "buffered", "buffer_size": 4}, "buffer_size"),
         ({"method": "FedPM", "mode": "buffered", "buffer_size": 2}, "mode"),
         ({"method": "FedPM", "late_updates": "next_round"}, "late_updates"),
+        ({"method": "FedDyn", "mode": "buffered", "buffer_size": 2}, "mode"),
+        ({"method": "FedDyn", "late_updates": "next_round"}, "late_updates"),
+        ({"method": "IIADMM", "late_updates": "next_round"}, "late_updates"),
+        ({"method": "ICEADMM", "late_updates": "next_round"}, "late_updates"),
     ],
 )  # fmt: skip
 def test_modes_that_do_not_fit_are_refused_with_a_pointer(options, pointer) -> None:

@@ -17,11 +17,12 @@ class ICEADMM(Strategy[IIADMMOptions]):
 
     A client sends its primal z_k as the weights, its dual l_k as `extra.admm.dual.<tensor>`, and its penalty as
     `extra.admm.rho` if it is not the training's. Sample sizes do not count. Integer buffers are averaged with the
-    weights rho_k.
+    weights rho_k. In the mode sync, without late updates.
     """
 
     Options = IIADMMOptions
     paper = "2110.15318"
+    only_fresh = "primals and duals count alike, and late primals count less"
     ratio = 0.0
 
     def extras(self) -> tuple[Extra, ...]:
