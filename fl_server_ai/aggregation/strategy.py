@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OptionsT = TypeVar("OptionsT")
+FAR = 1e30  # where extras end: their sums over updates and rounds still fit into a float32
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Extra:
 
     `name` is `<namespace>.<name>`. Per tensor it is a vector as long as the float numbers of the model,
     sent as `extra.<name>.<tensor>` in the tensor's shape; tensors that are not sent are zero. Else a number.
+    An update with a number below `minimum` or above `maximum`, 1e30 either way if None, is refused (EXTRA_RANGE).
     """
 
     name: str
@@ -41,6 +43,15 @@ class Extra:
     per_tensor: bool = False
     required: bool = True
     minimum: float | None = None
+    maximum: float | None = None
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The least and the most that each number may be."""
+        return (
+            -FAR if self.minimum is None else self.minimum,
+            FAR if self.maximum is None else self.maximum,
+        )
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,14 @@ class Strategy(Generic[OptionsT]):
     def fewest(self) -> int:
         """Updates that a round must have with these options; with fewer, aggregating is refused."""
         return 1
+
+    def admit(self, meta: UpdateMeta) -> Refused | None:
+        """Look at what came with an update besides its tensors, when it is uploaded; None takes it.
+
+        A refusal is answered at once (422 EXTRA_RANGE). It keeps one update from spoiling the whole round. The
+        web process asks: no torch.
+        """
+        return None
 
     def check(
         self, meta: UpdateMeta, tensors: "Mapping[str, Tensor]"

@@ -32,14 +32,27 @@ def numbers_of(source: Path, parts: Parts, extras: Sequence[Extra]) -> dict[str,
                 tensor=name,
             )
         value = number(source, info)
-        if extra.minimum is not None and value < extra.minimum:
-            raise Unusable(
-                f"{name!r} is {value!r}; it must be at least {extra.minimum}",
-                code="EXTRA_RANGE",
-                tensor=name,
-            )
+        _check_range(extra, name, value)
         found[extra.name] = value
     return found
+
+
+def check_tensors(source: Path, parts: Parts, extras: Sequence[Extra]) -> None:
+    """Raise `Unusable` with the first tensor of an extra that has a number out of range; all are finite."""
+    with source.open("rb", buffering=0) as file:
+        for extra in extras:
+            for info in parts.tensors.get(extra.name, {}).values():
+                for block in blocks(file, info):
+                    values = widened(block, info.dtype)
+                    for value in (values.min(), values.max()):
+                        _check_range(extra, info.name, float(value))
+
+
+def _check_range(extra: Extra, name: str, value: float) -> None:
+    least, most = extra.limits
+    if not least <= value <= most:
+        said = f"at least {least:g}" if value < least else f"at most {most:g}"
+        raise Unusable(f"{name!r} is {value!r}; it must be {said}", code="EXTRA_RANGE", tensor=name)
 
 
 def _missing(extra: Extra) -> None:

@@ -17,7 +17,7 @@ from fl_server_ai.containers import (
     check_ties,
     read_manifest,
 )
-from fl_server_ai.received.extras import numbers_of, write_tensors
+from fl_server_ai.received.extras import check_tensors, numbers_of, write_tensors
 from fl_server_ai.received.form import Form
 from fl_server_ai.received.names import Parts, parts_of
 from fl_server_ai.received.numbers import FLOATS, blocks, widened
@@ -105,6 +105,7 @@ def receive(
     extras = write_tensors(sent.path, parts, wanted.extras, model, extras_at)
     if extras is not None:
         check_finite(extras_at, read_manifest(extras_at))
+        check_tensors(sent.path, parts, wanted.extras)
     if wanted.strategy.takes == "mask":
         _check_mask(sent.path, parts)
     weights, mask = sent, None

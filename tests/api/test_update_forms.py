@@ -11,7 +11,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from safetensors.numpy import load, save
 from safetensors.torch import save as torch_save
 
-from fl_client import Context, encodings
+from fl_client import Context, encodings, fednova
 from fl_client.safetensors_io import save as sdk_save
 from fl_server_ai.trainer.tasks import process_trainer_task
 from fl_server_core.exceptions import Invalid
@@ -219,6 +219,62 @@ def test_steps_are_needed_where_they_count(login) -> None:
     assert post(login, running, "ada", BASE, num_steps=4, base_version=0).status_code == 201
     update = LocalModel.objects.get()
     assert (update.num_steps, update.base_version) == (4, 0)
+
+
+RHO, DUAL = "extra.admm.rho", f"extra.admm.dual.{B}"
+
+
+@pytest.mark.parametrize(
+    ("options", "extras", "said"),
+    [
+        ({"method": "FedNova"}, {"extra.fednova.norm": 1e-9}, "'extra.fednova.norm'|1 to 4"),
+        ({"method": "FedNova"}, {"extra.fednova.norm": 1e20}, "'extra.fednova.norm'|1 to 4"),
+        ({"method": "FedNova"}, {"extra.fednova.norm": 4.2}, "num_steps|momentum"),
+        ({"method": "FedNova", "momentum": 0.9}, {"extra.fednova.norm": 41.0}, "1 to 40"),
+        ({"method": "FedNova", "max_steps": 3}, {}, "num_steps is 4|max_steps is 3"),
+        ({"method": "ICEADMM"}, {RHO: 1e308}, f"{RHO}|at most 500000"),
+        ({"method": "ICEADMM"}, {RHO: 1e-9}, f"{RHO}|at least 0.5"),
+        ({"method": "ICEADMM"}, {DUAL: np.full(3, 3e38)}, f"{DUAL}|at most 5e+32"),
+        ({"method": "SCAFFOLD"}, {f"extra.scaffold.dc.{B}": np.full(3, -3e38)}, "at least -1e+30"),
+        ({"method": "qFedAvg"}, {"extra.qfedavg.loss": 1e300}, "qfedavg.loss|at most 1e+30"),
+        ({"method": "FedProx", "adaptive": True}, {"extra.prox.loss": -1e308}, "prox.loss|-1e+30"),
+        (
+            {"method": "FedDGGA"},
+            {"extra.feddgga.received": 1.0, "extra.feddgga.trained": -1e308},
+            "feddgga.trained|-1e+30",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_number_that_would_end_the_training_is_refused_alone(
+    login, options, extras, said
+) -> None:
+    running = scene(**options)
+    if options["method"] == "ICEADMM":
+        extras = {DUAL: np.ones(3), **extras}
+    sent = {**BASE, **{name: np.asarray(value) for name, value in extras.items()}}
+
+    answer = refused(post(login, running, "ada", sent, num_steps=4), "EXTRA_RANGE")
+
+    assert all(part in answer["detail"] for part in said.split("|")), answer
+
+
+@pytest.mark.parametrize(
+    ("options", "extras"),
+    [
+        ({}, {"extra.fednova.norm": 1.0}),
+        ({}, {"extra.fednova.norm": np.float16(4.0)}),
+        ({"momentum": 0.9}, {"extra.fednova.norm": fednova.norm(4, momentum=0.9)}),
+        ({}, {"extra.fednova.norm": fednova.norm(4, lr=0.1, mu=1.0)}),
+    ],
+)
+def test_the_norms_of_the_paper_are_taken(login, options, extras) -> None:
+    running = scene(method="FedNova", **options)
+    sent = {**BASE, **{name: np.asarray(value) for name, value in extras.items()}}
+
+    answer = post(login, running, "ada", sent, num_steps=4)
+
+    assert answer.status_code == 201, answer.content
 
 
 def test_masks_are_zeros_and_ones(login) -> None:
