@@ -155,6 +155,30 @@ def test_a_coordinate_that_nobody_moved_keeps_its_sign(tmp_path: Path, name: str
     assert (tmp_path / "out-1").read_bytes() == (tmp_path / "base-1").read_bytes()
 
 
+def slid(tau: int, rho: float, slope: float) -> float:
+    """How far torch's SGD with momentum goes in tau steps of lr 1 down a slope."""
+    weight = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=1.0, momentum=rho)
+    for _ in range(tau):
+        optimizer.zero_grad()
+        (weight * slope).backward()
+        optimizer.step()
+    return -float(weight.detach())
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+def test_fednova_takes_momentum_out_of_the_steps(tmp_path: Path, rho: float) -> None:
+    taus, slopes, sizes = [1, 4, 9], [1.0, -0.5, 0.25], [2, 3, 5]
+    x, p = np.array([0.3]), np.array(sizes) / 10
+    updates = [x - slid(tau, rho, slope) for tau, slope in zip(taus, slopes, strict=True)]
+
+    got = Lab(tmp_path, "FedNova", momentum=rho, gamma=0.7).step(x, updates, sizes, taus)
+
+    # Each went |a_k| times its slope; normalised, it is the slope that is left of it.
+    lengths = [slid(tau, rho, 1.0) for tau in taus]
+    assert got == pytest.approx(x - 0.7 * (p @ lengths) * (p @ slopes), abs=1e-12)
+
+
 BAD = [
     ("FedAvgM", {"momentum": 1.0}), ("FedAvgM", {"server_lr": 0}), ("FedAdam", {"beta_2": 1}),
     ("FedAdam", {"eta": -1}), ("FedYogi", {"tau": 0}), ("FedAdagrad", {"variant": "tensorflow"}),
