@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fl_server_ai.aggregation import Extra
+from fl_server_ai.aggregation.dtypes import FLOAT_DTYPES
 from fl_server_ai.aggregation.flat import FloatRun, float_runs
 from fl_server_ai.containers import DTYPE_BYTES, Manifest, TensorInfo
 from fl_server_ai.containers.writing import write_canonical
@@ -86,7 +87,7 @@ def write_tensors(
 def _check(extra: Extra, sent: dict[str, TensorInfo], model: Manifest) -> None:
     if not sent:
         _missing(extra)
-    floats = {tensor.name: tensor for tensor in model.tensors if tensor.dtype in FLOATS}
+    floats = {tensor.name: tensor for tensor in model.tensors if tensor.dtype in FLOAT_DTYPES}
     for name, info in sent.items():
         if name not in floats:
             raise Unusable(
