@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, NoReturn
 
 from fl_server_ai.aggregation import STRATEGIES, Strategy
-from fl_server_ai.aggregation.options import parse_options, schema
+from fl_server_ai.aggregation.options import asked_for, parse_options, schema
 from fl_server_ai.containers import Manifest
 from fl_server_ai.received.names import check_model_names
 from fl_server_ai.received.wanted import Patterns, Wanted
@@ -172,6 +172,13 @@ def options_validate(
         )
     uncertainty_options(uncertainty_method, options)
     trainer, strategy, _ = _split(aggregation_method, options)
+    for name in asked_for(type(strategy).Options):
+        if name not in options:
+            raise _fault(
+                name,
+                f"must be given: {aggregation_method} has no default that is safe for all",
+                "required",
+            )
     if "reset_state" in options and not remembers(strategy):
         raise _fault(
             "reset_state",
