@@ -105,6 +105,8 @@ class Strategy(Generic[OptionsT]):
     needs_gram: ClassVar[bool] = False
     # Of the Gram matrix it uses distances between updates alone: any origin does.
     needs_distances: ClassVar[bool] = False
+    # A state block that the Gram matrix has a last row and column for, as if it were (update - base).
+    gram_block: ClassVar[str] = ""
     mode: ClassVar[str] = "sync"  # the mode that trainings with this strategy have by default
     # Whether stale updates are moved to where they would be, had they started from the current model.
     # Gradients and masks never are: they are no places.
@@ -154,7 +156,7 @@ class Strategy(Generic[OptionsT]):
         """Finite weights >= 0, not all zero; the engine divides by their sum. Called once a round.
 
         An update of weight 0 is not read. `gram` is given if `needs_gram`: (n, n), float64, the inner
-        products of (update - base) over all float tensors. Integer buffers follow these weights
+        products of (update - base) over all float tensors; with a `gram_block` (n + 1, n + 1). Integer buffers follow these weights
         also where `reduce` is overridden.
         """
         return sample_weights(metas, "samples")

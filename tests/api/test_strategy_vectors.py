@@ -314,8 +314,11 @@ CASES: dict[str, Case] = {
         [vec(1.3, 1.4)], {"C": 1}, {"C": 0},
     ),
     "centered_clipping": Case(
-        "CenteredClipping", vec(0.0, 0.0), [plain([[3.0, 4.0], [0.3, 0.4]])],
-        [vec(0.45, 0.6)], {"tau": 1.0, "iters": 1}, {"iters": 0},
+        "CenteredClipping", vec(0.0, 0.0),
+        # In the second round both are as far from v, which is (0.45, 0.6), as from 0 in the first.
+        [plain([[3.0, 4.0], [0.3, 0.4]]), plain([[3.9, 5.2], [1.2, 1.6]])],
+        [vec(0.45, 0.6), vec(1.35, 1.8)], {"tau": 1.0, "iters": 1}, {"iters": 0},
+        state={"v.0": [0.9, 1.2]},
     ),
     "fltrust": Case(
         "FLTrust", vec(0.0, 0.0),
