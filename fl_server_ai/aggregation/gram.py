@@ -51,16 +51,16 @@ class GramWorker:
         self._rows = torch.empty(updates * self._chunk, dtype=torch.float64, device=device)
 
     def partial(
-        self, base: Source, sources: Sequence[Source], beside: Beside | None, stripe: Stripe
+        self, base: Source, sources: Sequence[Source], last: Beside | None, stripe: Stripe
     ) -> Tensor:
         """(n, n) float64 on the CPU: products of (update - base) over one stripe; symmetric, bit for bit."""
-        n = rows_of(sources, beside)
+        n = rows_of(sources, last)
         total = torch.zeros((n, n), dtype=torch.float64, device=self._rows.device)
         with self.folder.on_device():
             for run, start, count in stripe:
                 x = self.folder.mean([base], [1], run, start, count)
                 block = self.folder.matrix(sources, run, start, count)
-                other = None if beside is None else beside(run, start, count)
+                other = None if last is None else last(run, start, count)
                 for first in range(0, count, self._chunk):
                     part = slice(first, min(first + self._chunk, count))
                     rows = self._rows[: n * (part.stop - first)].view(n, -1)
@@ -74,9 +74,9 @@ class GramWorker:
         return lower + lower.tril(-1).T
 
 
-def rows_of(sources: Sequence[Source], beside: Beside | None) -> int:
+def rows_of(sources: Sequence[Source], last: Beside | None) -> int:
     """Of the Gram matrix."""
-    return len(sources) + (beside is not None)
+    return len(sources) + (last is not None)
 
 
 def by_stripe(
@@ -107,16 +107,16 @@ def partial_products(
     floats: Sequence[Run],
     threads: int,
     chosen: Sequence[int] = range(STRIPES),
-    beside: Beside | None = None,
+    last: Beside | None = None,
 ) -> dict[int, Tensor]:
     """(n, n) float64 for each chosen stripe, in one pass over what belongs to those.
 
-    With `beside` it is (n + 1, n + 1): a vector more, which is taken as it is, comes last.
+    With `last` it is (n + 1, n + 1): a vector more, which is taken as it is, comes at the end.
     """
-    n = rows_of(sources, beside)
+    n = rows_of(sources, last)
 
     def member() -> Callable[[Stripe], Tensor]:
-        return functools.partial(GramWorker(device, n).partial, base, sources, beside)
+        return functools.partial(GramWorker(device, n).partial, base, sources, last)
 
     return by_stripe(member, stripes(floats, n), threads, chosen)
 
