@@ -70,6 +70,29 @@ def test_a_late_update_counts_in_the_next_round_with_its_staleness() -> None:
     assert one(running, "slow").state == UpdateState.CONSUMED
 
 
+@pytest.mark.parametrize("mode", ["late", "buffered"])
+def test_a_late_gradient_counts_as_it_was_sent(mode: str) -> None:
+    options = {"method": "FedSGD", "lr": 1.0}
+    if mode == "late":
+        running = straggling(**options)
+    else:
+        running = scene("fast", "slow", mode=mode, buffer_size=1, rounds=4, skip_model_tests=True,
+                        weighting="uniform", **options)  # fmt: skip
+        fetch(running, "slow")
+        running.send("fast", 2.0)
+        running.work()
+    assert bias(running) == -2.0
+
+    running.send("slow", 1.0, round=0)
+    if mode == "late":
+        running.send("fast", 4.0)
+    running.work()
+
+    discount = 2**-0.5
+    mean = (4.0 + discount * 1.0) / (1 + discount) if mode == "late" else 1.0
+    assert bias(running) == pytest.approx(-2.0 - mean, rel=1e-6)
+
+
 def test_the_same_late_update_again_gets_its_receipt_and_other_bytes_are_refused() -> None:
     running = straggling()
     running.send("slow", 1.0, round=0)
