@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from fl_server_ai.aggregation.beside import Extras
-from fl_server_ai.aggregation.blocks import FLOATS, Target, UpdateFile
+from fl_server_ai.aggregation.blocks import FLOATS, Run, Target, UpdateFile
 from fl_server_ai.aggregation.crew import Progress, run_all
 from fl_server_ai.aggregation.distances import partial_distances, suffices
 from fl_server_ai.aggregation.files import Files
-from fl_server_ai.aggregation.gram import STRIPES, partial_products, total
+from fl_server_ai.aggregation.gram import STRIPES, Beside, partial_products, total
 from fl_server_ai.aggregation.integers import POLICIES
 from fl_server_ai.aggregation.largest import largest
 from fl_server_ai.aggregation.masks import Masks
@@ -75,9 +75,9 @@ class Combination:
             )
         self.inputs = inputs
         self.strategy = inputs.strategy
-        self.files = Files(stack, inputs.base, ordered, rebase=inputs.strategy.rebases)
+        self.files = Files(stack, inputs.base, ordered, rebase=_rebases(inputs.strategy))
         self.floats = [run for run in self.files.layout.runs if run.dtype in FLOATS]
-        self.state = State(self.strategy, self.floats, inputs.state_in)
+        self.state = State(self.strategy, self.floats, inputs.state_in, self.files.layout.locate)
         stack.callback(self.state.close)
         per_tensor = [extra.name for extra in self.strategy.extras() if extra.per_tensor]
         self.extras = Extras(stack, ordered, per_tensor, self.floats)
@@ -99,11 +99,20 @@ class Combination:
             if self.strategy.needs_distances and suffices(self.floats, len(sources), device):
                 gram = partial_distances(sources, device, self.floats, threads, mine)
             else:
-                gram = partial_products(base, sources, device, self.floats, threads, mine)
+                beside = self._beside(device)
+                gram = partial_products(base, sources, device, self.floats, threads, mine, beside)
         if self.strategy.needs_largest and base is not None:
             block = self.inputs.block
             found = largest(base, sources, device, self.floats, threads, block, share, of)
         return Survey(gram, found)
+
+    def _beside(self, device: torch.device) -> Beside | None:
+        name, floats, state = self.strategy.gram_block, self.floats, self.state
+
+        def read(run: Run, start: int, count: int) -> Tensor:
+            return state.read(floats.index(run), start, count, device)[name]
+
+        return read if name else None
 
     def weigh(self, survey: Survey) -> list[float]:
         """The strategy's weights, each with its discount. Asked once: strategies count what they saw."""
@@ -162,6 +171,10 @@ class Combination:
         self.masks.assert_unchanged()
 
 
+def _rebases(strategy: Strategy[Any]) -> bool:
+    return strategy.rebases and strategy.takes == "weights"
+
+
 def _needs_base(inputs: Inputs) -> bool:
     strategy = inputs.strategy
     return (
@@ -171,7 +184,7 @@ def _needs_base(inputs: Inputs) -> bool:
         or strategy.may_keep
         or inputs.buffer_policy == "keep"
         or any(update.tensors is not None for update in inputs.updates)
-        or (strategy.rebases and any(update.start is not None for update in inputs.updates))
+        or (_rebases(strategy) and any(update.start is not None for update in inputs.updates))
     )
 
 

@@ -11,6 +11,8 @@ from fl_server_ai.aggregation.crew import run_all
 from fl_server_ai.aggregation.fold import Folder
 
 Stripe = Sequence[tuple[Run, int, int]]  # blocks: their run, first number, how many
+# (count,) float64 on the device, of a run from a number on
+Beside = Callable[[Run, int, int], Tensor]
 STRIPES = 8  # partial sums; fixed, so that the result does not depend on the number of threads
 TILE = 24  # updates; the products above a tile on the diagonal are not worked out but mirrored
 READ = 8 << 20  # bytes that a thread reads at a time, counted as float32
@@ -48,23 +50,33 @@ class GramWorker:
         self._chunk = length if device.type == "cuda" else chunk_length(updates)
         self._rows = torch.empty(updates * self._chunk, dtype=torch.float64, device=device)
 
-    def partial(self, base: Source, sources: Sequence[Source], stripe: Stripe) -> Tensor:
+    def partial(
+        self, base: Source, sources: Sequence[Source], last: Beside | None, stripe: Stripe
+    ) -> Tensor:
         """(n, n) float64 on the CPU: products of (update - base) over one stripe; symmetric, bit for bit."""
-        n = len(sources)
+        n = rows_of(sources, last)
         total = torch.zeros((n, n), dtype=torch.float64, device=self._rows.device)
         with self.folder.on_device():
             for run, start, count in stripe:
                 x = self.folder.mean([base], [1], run, start, count)
                 block = self.folder.matrix(sources, run, start, count)
+                other = None if last is None else last(run, start, count)
                 for first in range(0, count, self._chunk):
                     part = slice(first, min(first + self._chunk, count))
                     rows = self._rows[: n * (part.stop - first)].view(n, -1)
-                    rows.copy_(block[:, part]).sub_(x[part])
+                    rows[: len(sources)].copy_(block[:, part]).sub_(x[part])
+                    if other is not None:
+                        rows[-1] = other[part]
                     for top in range(0, n, TILE):
                         beside = slice(top, top + TILE)
                         total[top:, beside] += rows[top:] @ rows[beside].T
         lower = total.tril().cpu()
         return lower + lower.tril(-1).T
+
+
+def rows_of(sources: Sequence[Source], last: Beside | None) -> int:
+    """Of the Gram matrix."""
+    return len(sources) + (last is not None)
 
 
 def by_stripe(
@@ -95,13 +107,18 @@ def partial_products(
     floats: Sequence[Run],
     threads: int,
     chosen: Sequence[int] = range(STRIPES),
+    last: Beside | None = None,
 ) -> dict[int, Tensor]:
-    """(n, n) float64 for each chosen stripe, in one pass over what belongs to those."""
+    """(n, n) float64 for each chosen stripe, in one pass over what belongs to those.
+
+    With `last` it is (n + 1, n + 1): a vector more, which is taken as it is, comes at the end.
+    """
+    n = rows_of(sources, last)
 
     def member() -> Callable[[Stripe], Tensor]:
-        return functools.partial(GramWorker(device, len(sources)).partial, base, sources)
+        return functools.partial(GramWorker(device, n).partial, base, sources, last)
 
-    return by_stripe(member, stripes(floats, len(sources)), threads, chosen)
+    return by_stripe(member, stripes(floats, n), threads, chosen)
 
 
 def total(partial: Mapping[int, Tensor]) -> Tensor:

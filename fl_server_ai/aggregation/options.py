@@ -2,7 +2,8 @@
 
 A field is an int, float, bool, str, a list of one of these, `dict[str, Any]`, or one of all these or None. Its metadata may hold
 `ge`, `gt`, `le`, `lt` and `choices`, which of a list count for each item, `items` (the least and the most of
-them), `pattern` (of a whole str) and `doc`.
+them), `pattern` (of a whole str) and `doc`. With `asked` a field has a default only for those who make the class
+themselves: whoever takes options from a person insists on it (`asked_for`), and the schema requires it.
 """
 
 import difflib
@@ -109,7 +110,9 @@ def schema(cls: type[Any]) -> dict[str, Any]:
             entry["pattern"] = f"^({field.metadata['pattern']})$"
         if "doc" in field.metadata:
             entry["description"] = field.metadata["doc"]
-        if field.default is not MISSING:
+        if field.metadata.get("asked"):
+            required.append(field.name)
+        elif field.default is not MISSING:
             entry["default"] = field.default
         elif field.default_factory is not MISSING:
             entry["default"] = field.default_factory()
@@ -118,6 +121,11 @@ def schema(cls: type[Any]) -> dict[str, Any]:
         properties[field.name] = entry
     result = {"type": "object", "properties": properties, "additionalProperties": False}
     return result | ({"required": required} if required else {})
+
+
+def asked_for(cls: type[Any]) -> list[str]:
+    """The options that a person has to decide on, if only to say null."""
+    return [field.name for field in fields(cls) if field.metadata.get("asked")]
 
 
 def limits_text(entry: Mapping[str, Any]) -> list[str]:

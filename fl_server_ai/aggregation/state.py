@@ -6,7 +6,7 @@ in the header. float64 tensors have float64 state, all others float32.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,25 @@ from fl_server_ai.aggregation.blocks import (
     layout_of,
     parse_layout,
 )
+from fl_server_ai.aggregation.fold import all_finite
 from fl_server_ai.aggregation.strategy import Strategy
 from fl_server_core.exceptions import AggregationException
 
 
 class State:
-    """The vectors before and after a round; there may be none before. Threads may share it."""
+    """The vectors before and after a round; there may be none before. Threads may share it.
+
+    `tensor_at` names the model's tensor at a place in its file, for errors.
+    """
 
     def __init__(
         self,
         strategy: Strategy[Any],
         runs: Sequence[Run],
         state_in: Path | None,
+        tensor_at: Callable[[int], str],
     ) -> None:
+        self._runs, self._tensor_at = runs, tensor_at
         self._names = strategy.state_blocks
         self._initial = strategy.initial_state()
         self._vectors = {
@@ -102,11 +108,21 @@ class State:
         return block.to(torch.float64)
 
     def write(self, index: int, start: int, state: dict[str, Tensor]) -> None:
+        """Blocks of the model's run `index`, from number `start` on.
+
+        `AggregationException` for what does not fit: an infinity would stay in the state for all rounds.
+        """
         if self._new is None:
             return
         for name in self._names:
             place = self._new_places[f"{name}.{index}"]
             block = state[name].to("cpu", FLOATS[place.dtype]).contiguous()
+            if not all_finite(block):
+                run, bad = self._runs[index], int((~torch.isfinite(block)).nonzero()[0])
+                raise AggregationException(
+                    f"what the strategy remembers as {name!r} becomes NaN or infinity in tensor "
+                    f"{self._tensor_at(run.offset + (start + bad) * run.itemsize)!r}: an update went too far"
+                )
             view = block.numpy().data.cast("B")
             self._new.write(view, place.offset + start * place.itemsize)
 

@@ -178,26 +178,22 @@ class Step:
             y = folder.mean(part.sources, part.weights, run, start, count)
         else:
             y = folder.rounded(part.sources, part.weights, run, start, count)
-        if base is not None and self.moves:
-            if not part.kept:
-                before = (
-                    {name: block.clone() for name, block in state.items()}
-                    if sent is not None
-                    else {}
-                )
-                x = folder.rows([base], run, start, count)[0].to(torch.float64)
-                y = self.strategy.update(x, y.to(torch.float64), state)
-                if (
-                    sent is not None
-                ):  # a number that nobody sent stays, and so does what is known of it
-                    y = torch.where(sent, y, x)
-                    state |= {name: torch.where(sent, state[name], before[name]) for name in before}
-            self.state.write(index, start, state)
+        if base is not None and self.moves and not part.kept:
+            before = (
+                {name: block.clone() for name, block in state.items()} if sent is not None else {}
+            )
+            x = folder.rows([base], run, start, count)[0].to(torch.float64)
+            y = self.strategy.update(x, y.to(torch.float64), state)
+            if sent is not None:  # a number that nobody sent stays, and so does what is known of it
+                y = torch.where(sent, y, x)
+                state |= {name: torch.where(sent, state[name], before[name]) for name in before}
         if y.shape != (count,):
             raise AggregationException(f"the strategy made {tuple(y.shape)} of ({count},) numbers")
         values, data = folder.result(y, run)
         if not all_finite(values):
             raise AggregationException(self._culprit(folder, part, run, start, count))
+        if base is not None and self.moves:
+            self.state.write(index, start, state)
         return data
 
     def _culprit(self, folder: Folder, part: Segment, run: Run, start: int, count: int) -> str:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OptionsT = TypeVar("OptionsT")
+FAR = 1e30  # where extras end: their sums over updates and rounds still fit into a float32
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Extra:
 
     `name` is `<namespace>.<name>`. Per tensor it is a vector as long as the float numbers of the model,
     sent as `extra.<name>.<tensor>` in the tensor's shape; tensors that are not sent are zero. Else a number.
+    An update with a number below `minimum` or above `maximum`, 1e30 either way if None, is refused (EXTRA_RANGE).
     """
 
     name: str
@@ -41,6 +43,15 @@ class Extra:
     per_tensor: bool = False
     required: bool = True
     minimum: float | None = None
+    maximum: float | None = None
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The least and the most that each number may be."""
+        return (
+            -FAR if self.minimum is None else self.minimum,
+            FAR if self.maximum is None else self.maximum,
+        )
 
 
 @dataclass(frozen=True)
@@ -94,9 +105,14 @@ class Strategy(Generic[OptionsT]):
     needs_gram: ClassVar[bool] = False
     # Of the Gram matrix it uses distances between updates alone: any origin does.
     needs_distances: ClassVar[bool] = False
+    # A state block that the Gram matrix has a last row and column for, as if it were (update - base).
+    gram_block: ClassVar[str] = ""
     mode: ClassVar[str] = "sync"  # the mode that trainings with this strategy have by default
     # Whether stale updates are moved to where they would be, had they started from the current model.
+    # Gradients and masks never are: they are no places.
     rebases: ClassVar[bool] = True
+    # Why an update of an older version can't count, for what is asked for at creation; empty if it can.
+    only_fresh: ClassVar[str] = ""
     assumes: ClassVar[str] = ""  # why a round needs `fewest()` updates, as a formula
     # Each of these names is a vector with one number per float parameter, kept from round to round.
     state_blocks: ClassVar[tuple[str, ...]] = ()
@@ -122,6 +138,14 @@ class Strategy(Generic[OptionsT]):
         """Updates that a round must have with these options; with fewer, aggregating is refused."""
         return 1
 
+    def admit(self, meta: UpdateMeta) -> Refused | None:
+        """Look at what came with an update besides its tensors, when it is uploaded; None takes it.
+
+        A refusal is answered at once (422 EXTRA_RANGE). It keeps one update from spoiling the whole round. The
+        web process asks: no torch.
+        """
+        return None
+
     def check(
         self, meta: UpdateMeta, tensors: "Mapping[str, Tensor]"
     ) -> "Refused | Mapping[str, Tensor] | None":
@@ -132,7 +156,7 @@ class Strategy(Generic[OptionsT]):
         """Finite weights >= 0, not all zero; the engine divides by their sum. Called once a round.
 
         An update of weight 0 is not read. `gram` is given if `needs_gram`: (n, n), float64, the inner
-        products of (update - base) over all float tensors. Integer buffers follow these weights
+        products of (update - base) over all float tensors; with a `gram_block` (n + 1, n + 1). Integer buffers follow these weights
         also where `reduce` is overridden.
         """
         return sample_weights(metas, "samples")

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fl_server_ai.aggregation import Extra
+from fl_server_ai.aggregation.dtypes import FLOAT_DTYPES
 from fl_server_ai.aggregation.flat import FloatRun, float_runs
 from fl_server_ai.containers import DTYPE_BYTES, Manifest, TensorInfo
 from fl_server_ai.containers.writing import write_canonical
@@ -32,14 +33,27 @@ def numbers_of(source: Path, parts: Parts, extras: Sequence[Extra]) -> dict[str,
                 tensor=name,
             )
         value = number(source, info)
-        if extra.minimum is not None and value < extra.minimum:
-            raise Unusable(
-                f"{name!r} is {value!r}; it must be at least {extra.minimum}",
-                code="EXTRA_RANGE",
-                tensor=name,
-            )
+        _check_range(extra, name, value)
         found[extra.name] = value
     return found
+
+
+def check_tensors(source: Path, parts: Parts, extras: Sequence[Extra]) -> None:
+    """Raise `Unusable` with the first tensor of an extra that has a number out of range; all are finite."""
+    with source.open("rb", buffering=0) as file:
+        for extra in extras:
+            for info in parts.tensors.get(extra.name, {}).values():
+                for block in blocks(file, info):
+                    values = widened(block, info.dtype)
+                    for value in (values.min(), values.max()):
+                        _check_range(extra, info.name, float(value))
+
+
+def _check_range(extra: Extra, name: str, value: float) -> None:
+    least, most = extra.limits
+    if not least <= value <= most:
+        said = f"at least {least:g}" if value < least else f"at most {most:g}"
+        raise Unusable(f"{name!r} is {value!r}; it must be {said}", code="EXTRA_RANGE", tensor=name)
 
 
 def _missing(extra: Extra) -> None:
@@ -73,7 +87,7 @@ def write_tensors(
 def _check(extra: Extra, sent: dict[str, TensorInfo], model: Manifest) -> None:
     if not sent:
         _missing(extra)
-    floats = {tensor.name: tensor for tensor in model.tensors if tensor.dtype in FLOATS}
+    floats = {tensor.name: tensor for tensor in model.tensors if tensor.dtype in FLOAT_DTYPES}
     for name, info in sent.items():
         if name not in floats:
             raise Unusable(

@@ -12,8 +12,9 @@ from fl_server_ai.containers.npy import NUMPY
 from fl_server_ai.containers.writing import read_blocks
 
 BLOCK = 2**17  # numbers
-FLOATS = ("F64", "F32", "F16", "BF16")  # those that are calculated with here
+FLOATS = ("F64", "F32", "F16", "BF16")  # those that are calculated with here: NumPy has no float8
 Values = NDArray[Any]
+FLOAT8_MASKS = {"F8_E4M3": (0x00, 0x80, 0x38), "F8_E5M2": (0x00, 0x80, 0x3C)}  # 0, -0 and 1
 
 
 def widened(raw: bytes | memoryview, dtype: str) -> Values:
@@ -22,6 +23,13 @@ def widened(raw: bytes | memoryview, dtype: str) -> Values:
         bits = np.frombuffer(raw, "<u2").astype(np.uint32) << 16
         return bits.view(np.float32).astype(np.float64)
     return np.frombuffer(raw, NUMPY[dtype]).astype(np.float64)
+
+
+def is_mask(raw: bytes | memoryview, dtype: str) -> bool:
+    """Whether all numbers are zero or one; of any float dtype."""
+    if dtype in FLOAT8_MASKS:
+        return bool(np.isin(np.frombuffer(raw, "u1"), FLOAT8_MASKS[dtype]).all())
+    return bool(np.isin(widened(raw, dtype), (0.0, 1.0)).all())
 
 
 def narrowed(values: Values, dtype: str) -> bytes:

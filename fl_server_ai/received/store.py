@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
-
 from fl_server_ai.aggregation import Strategy
+from fl_server_ai.aggregation.dtypes import FLOAT_DTYPES
 from fl_server_ai.containers import (
     Manifest,
     check_against,
@@ -17,10 +16,10 @@ from fl_server_ai.containers import (
     check_ties,
     read_manifest,
 )
-from fl_server_ai.received.extras import numbers_of, write_tensors
+from fl_server_ai.received.extras import check_tensors, numbers_of, write_tensors
 from fl_server_ai.received.form import Form
 from fl_server_ai.received.names import Parts, parts_of
-from fl_server_ai.received.numbers import FLOATS, blocks, widened
+from fl_server_ai.received.numbers import blocks, is_mask
 from fl_server_ai.received.wanted import Wanted
 from fl_server_ai.received.weights import Decoder, check_names
 from fl_server_core.exceptions import Unusable
@@ -105,6 +104,7 @@ def receive(
     extras = write_tensors(sent.path, parts, wanted.extras, model, extras_at)
     if extras is not None:
         check_finite(extras_at, read_manifest(extras_at))
+        check_tensors(sent.path, parts, wanted.extras)
     if wanted.strategy.takes == "mask":
         _check_mask(sent.path, parts)
     weights, mask = sent, None
@@ -157,11 +157,10 @@ def _check_whole(strategy: Strategy[object], *, partial: bool, holes: bool) -> N
 def _check_mask(path: Path, parts: Parts) -> None:
     with path.open("rb", buffering=0) as file:
         for info in parts.weights.values():
-            if info.dtype not in FLOATS:
+            if info.dtype not in FLOAT_DTYPES:
                 continue
             for block in blocks(file, info):
-                values = widened(block, info.dtype)
-                if not np.isin(values, (0.0, 1.0)).all():
+                if not is_mask(block, info.dtype):
                     raise Unusable(
                         f"tensor {info.name!r}: this strategy takes masks of zeros and ones",
                         code="NOT_A_MASK",

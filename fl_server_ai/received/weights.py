@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from fl_server_ai.aggregation.dtypes import FLOAT_DTYPES
 from fl_server_ai.aggregation.flat import FloatRun, float_runs
 from fl_server_ai.containers import Manifest, TensorInfo
 from fl_server_ai.containers.npy import NUMPY
@@ -64,7 +65,7 @@ class Decoder:
         wanted, info = self._tensors[name], self.parts.weights.get(name)
         with self.path.open("rb", buffering=0) as sent, self.base.open("rb", buffering=0) as base:
             if info is None:
-                if self.form.kind == "gradient" and wanted.dtype in FLOATS:
+                if self.form.kind == "gradient" and wanted.dtype in FLOAT_DTYPES:
                     yield from (bytes(len(block)) for block in blocks(base, wanted))
                 else:
                     yield from blocks(base, wanted)
@@ -168,7 +169,7 @@ def check_names(sent: set[str], model: Manifest, *, trained: set[str], form: For
     if form.kind in ("subset", "sparse"):
         return
     need = trained
-    if form.kind == "gradient":
+    if form.kind == "gradient":  # float8 weights are mostly frozen: they may go without
         floats = {tensor.name for tensor in model.tensors if tensor.dtype in FLOATS}
         need = trained & floats
     if missing := sorted(need - sent):

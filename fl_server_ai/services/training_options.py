@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, NoReturn
 
 from fl_server_ai.aggregation import STRATEGIES, Strategy
-from fl_server_ai.aggregation.options import parse_options, schema
+from fl_server_ai.aggregation.options import asked_for, parse_options, schema
 from fl_server_ai.containers import Manifest
 from fl_server_ai.received.names import check_model_names
 from fl_server_ai.received.wanted import Patterns, Wanted
@@ -172,6 +172,13 @@ def options_validate(
         )
     uncertainty_options(uncertainty_method, options)
     trainer, strategy, _ = _split(aggregation_method, options)
+    for name in asked_for(type(strategy).Options):
+        if name not in options:
+            raise _fault(
+                name,
+                f"must be given: {aggregation_method} has no default that is safe for all",
+                "required",
+            )
     if "reset_state" in options and not remembers(strategy):
         raise _fault(
             "reset_state",
@@ -272,11 +279,13 @@ def _check_mode(method: str, options: TrainerOptions, uncertainty_method: str) -
         meant == "buffered" and options.mode != "buffered"
     ):
         raise _fault("mode", f"{method} is for the mode {meant}")
+    late = "mode" if options.buffered else "late_updates"
     if options.takes_late and options.daisy_chain_period:
-        name = "mode" if options.buffered else "late_updates"
         raise _fault(
-            name, "a daisy chain has no late updates: every site waits for another's model"
+            late, "a daisy chain has no late updates: every site waits for another's model"
         )
+    if options.takes_late and (reason := strategy_kind(method).only_fresh):
+        raise _fault(late, f"{method} needs the mode sync and late_updates refuse: {reason}")
     if options.buffered and uncertainty_method == UncertaintyMethod.SWAG:
         raise _fault("mode", "SWAG asks for moments of one model, in the mode sync")
 

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fl_server_ai.aggregation import UpdateMeta
 from fl_server_ai.received.form import Form
 from fl_server_ai.services.intake import published, update_received
 from fl_server_ai.services.rounds import round_advance
@@ -102,6 +103,9 @@ def update_submit(
             form,
         ),
     ):
+        meta = UpdateMeta(str(owner.pk), sample_size, num_steps, received.numbers)
+        if refusal := wanted.strategy.admit(meta):
+            raise Unusable(refusal.reason, code="EXTRA_RANGE")
         if form.kind in ("subset", "sparse") and training.options.get("daisy_chain_period"):
             raise Unusable(
                 "in a daisy chain the next site goes on with what you send; send it whole",

@@ -80,7 +80,7 @@ def scale(rounds: Rounds) -> None:
     top = rounds.write({"w": torch.full((100,), 60_000.0, dtype=torch.float16)})
     many = [resized(file, 60_000) for file in rounds.alike(top)]
     with expected("half floats of 60,000 with 60,000 samples each"):
-        out = rounds.run(many, base=top).out
+        out = rounds.run(many, base=top, neutral=True).out
     expect(
         floats_of(out)["w"].eq(60_000).all(), "half floats of 60,000 overflow: sum in a wider dtype"
     )
@@ -115,7 +115,7 @@ def weights(rounds: Rounds) -> None:
 
 def _unmoved(rounds: Rounds) -> None:
     with expected("clients that did not move"):
-        still = rounds.run(rounds.alike(rounds.base))
+        still = rounds.run(rounds.alike(rounds.base), neutral=True)
     expect(
         still.weights == rounds.base.read_bytes(),
         "clients that did not move change the model: is a weight lost, or not divided by the sum?",
@@ -252,8 +252,8 @@ def _block(strategy: Strategy[Any]) -> list[Any]:
     }
     for extra in strategy.extras():
         if extra.per_tensor:
-            state[extra.name] = torch.zeros(SIZE, dtype=torch.float64)
-    return [_random(SIZE), _random(SIZE) ** 2, state]
+            state[extra.name] = _random(SIZE) / 8 - 0.0625
+    return [_random(SIZE) - 0.5, _random(SIZE) ** 2 - 0.5, state]
 
 
 def _let_go(strategy: Strategy[Any], method: str, numbers: int, given: list[Any]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,15 +12,17 @@ from typing import Any, NoReturn
 import torch
 from safetensors.torch import load_file, save_file
 
-from fl_server_ai.aggregation import RoundFacts, Strategy, UpdateMeta
+from fl_server_ai.aggregation import Extra, RoundFacts, Strategy, UpdateMeta
+from fl_server_ai.aggregation.blocks import FLOATS
 from fl_server_ai.aggregation.engine import UpdateFile, aggregate
-from fl_server_ai.aggregation.flat import float_runs
+from fl_server_ai.aggregation.flat import FloatRun, float_runs
 from fl_server_ai.aggregation.options import parse_options
 from fl_server_ai.containers import read_manifest
 from fl_server_ai.containers.writing import write_canonical
 
 Tensors = dict[str, torch.Tensor]
 N = 11  # updates: what the rules with the highest demands accept by default
+PARTS = (1.0, 0.25, 0.75, 0.5)  # of what an extra may be
 BLOCK = 64  # numbers; the models below have several blocks
 
 
@@ -110,12 +113,12 @@ class Rounds:
 
     @cached_property
     def updates(self) -> list[UpdateFile]:
-        """Sample sizes 1 to 4, in the order of participants."""
+        """Sample sizes 1 to 4 and 1 to 11 steps, in the order of participants."""
         models = [random_model(seed) for seed in range(N)]
         if self.kind.takes == "mask":
             models = masks(models)
         return [
-            UpdateFile(self.write(model), UpdateMeta(f"{k:03}", k % 4 + 1))
+            UpdateFile(self.write(model), UpdateMeta(f"{k:03}", k % 4 + 1, num_steps=k + 1))
             for k, model in enumerate(models)
         ]
 
@@ -135,15 +138,19 @@ class Rounds:
         threads: int = 1,
         progress: Any = None,
         actor: str = "",
+        neutral: bool = False,
     ) -> Result:
-        """One round from `base`, with the state of the round `after` which it comes; the actor is the first by name."""
+        """One round from `base`, with the state of the round `after` which it comes; the actor is the first by name.
+
+        What lies beside the updates is `furnished`.
+        """
         strategy = self.new() if strategy is None else strategy
         name = f"{next(self._names):04}"
         out, state = self.folder / f"{name}.out", self.folder / f"{name}.state"
         given = self.updates if updates is None else updates
         made = aggregate(
             base=base or (after.out if after else self.base),
-            updates=furnished(strategy, given, self.folder, number, actor),
+            updates=furnished(strategy, given, self.folder, number, actor, neutral=neutral),
             out=out,
             strategy=strategy,
             state_in=after.state_out if after else None,
@@ -183,26 +190,74 @@ def furnished(
     folder: Path,
     number: int = 0,
     actor: str = "",
+    *,
+    neutral: bool = False,
 ) -> list[UpdateFile]:
-    """The updates with steps and neutral extras: what the strategy wants of its clients."""
-    first = min((file.meta.participant for file in updates), default="")
-    strategy.facts = RoundFacts(number=number, actor=actor or first)
-    wanted = [extra for extra in strategy.extras() if extra.required]
-    names = [extra.name for extra in wanted if extra.per_tensor]
-    numbers = {extra.name: 1.0 for extra in wanted if not extra.per_tensor}
-    beside = None
-    if names:
-        runs = float_runs(read_manifest(updates[0].path).tensors)
-        beside = folder / "beside"
-        layout = [
-            (f"{name}.{index}", run.beside, (run.count,))
-            for name in names
-            for index, run in enumerate(runs)
-        ]
-        sizes = {name: shape[0] * (8 if dtype == "F64" else 4) for name, dtype, shape in layout}
-        beside.unlink(missing_ok=True)
-        write_canonical(beside, layout, lambda name: [bytes(sizes[name])])
-    return [
-        replace(file, meta=replace(file.meta, num_steps=3, extras=numbers), extras=beside)
-        for file in updates
-    ]
+    """The updates with what the strategy wants beside them: other steps and extras for each, in each round.
+
+    What an update gets depends on the `num_steps` that it has, or else on its place by name, so it keeps it
+    under another name. `neutral` ones are alike: three steps, extras of one, vectors of zeros.
+    """
+    ranks = sorted(file.meta.participant for file in updates)
+    strategy.facts = RoundFacts(number=number, actor=actor or (ranks[0] if ranks else ""))
+    names = [extra.name for extra in strategy.extras() if extra.per_tensor]
+    found = []
+    for file in updates:
+        steps = file.meta.num_steps or ranks.index(file.meta.participant) + 1
+        meta = (
+            _neutral(strategy, file.meta) if neutral else _told(strategy, file.meta, steps, number)
+        )
+        beside = None
+        if names:
+            runs = float_runs(read_manifest(file.path).tensors)
+            beside = _vectors(strategy, runs, folder, None if neutral else 100 * number + steps)
+        found.append(replace(file, meta=meta, extras=beside))
+    return found
+
+
+def _neutral(strategy: Strategy[Any], meta: UpdateMeta) -> UpdateMeta:
+    wanted = [extra for extra in strategy.extras() if extra.required and not extra.per_tensor]
+    return replace(meta, num_steps=3, extras={extra.name: 1.0 for extra in wanted})
+
+
+def _told(strategy: Strategy[Any], meta: UpdateMeta, steps: int, number: int) -> UpdateMeta:
+    """What the strategy admits of: all extras, those that are required, or neutral ones."""
+    numbers = [extra for extra in strategy.extras() if not extra.per_tensor]
+    said = {
+        extra.name: _within(extra, PARTS[(steps + number + 2 * place) % len(PARTS)])
+        for place, extra in enumerate(numbers)
+    }
+    required = {extra.name: said[extra.name] for extra in numbers if extra.required}
+    for extras in (said if steps % 2 else required, required):
+        told = replace(meta, num_steps=steps, extras=extras)
+        if strategy.admit(told) is None:
+            return told
+    return _neutral(strategy, meta)
+
+
+def _within(extra: Extra, part: float) -> float:
+    """A number that the extra may have: in the part from 0 to 1 if it can be, or else next to that."""
+    least, most = extra.limits
+    low = min(max(0.0, least), most)
+    return low + part * (min(most, low + 1) - low) if low < most else least
+
+
+def _vectors(
+    strategy: Strategy[Any], runs: Sequence[FloatRun], folder: Path, seed: int | None
+) -> Path:
+    """A file of the extras that are vectors: zeros without a seed, else small numbers of both signs."""
+    layout, blocks, limits = [], {}, []
+    for place, extra in enumerate(extra for extra in strategy.extras() if extra.per_tensor):
+        limits.append(extra.limits)
+        for index, run in enumerate(runs):
+            vector = torch.zeros(run.count, dtype=torch.float64)
+            if seed is not None:
+                generator = torch.Generator().manual_seed(1000 * seed + 10 * place + index)
+                vector.normal_(0, 0.1, generator=generator).clamp_(*extra.limits)
+            name = f"{extra.name}.{index}"
+            layout.append((name, run.beside, (run.count,)))
+            blocks[name] = vector.to(FLOATS[run.beside]).numpy().tobytes()
+    path = folder / f"beside.{sha256(repr((layout, limits)).encode()).hexdigest()[:12]}.{seed}"
+    if not path.exists():  # the same name, the same bytes
+        write_canonical(path, layout, lambda name: [blocks[name]])
+    return path

@@ -30,14 +30,19 @@ class Lab:
         return path
 
     def step(
-        self, base: Any, updates: Sequence[Any], sizes: Sequence[int] = (), **more: Any
+        self,
+        base: Any,
+        updates: Sequence[Any],
+        sizes: Sequence[int] = (),
+        steps: Sequence[int] = (),
+        **more: Any,
     ) -> Array:
         """One round of float64 vectors (or tensors) through files; the state goes on to the next."""
         self.round += 1
         files = [
             UpdateFile(
                 self.write(f"{self.round}-{index:03}", as_tensor(update)),
-                UpdateMeta(f"{index:03}", size),
+                UpdateMeta(f"{index:03}", size, num_steps=steps[index] if steps else None),
             )
             for index, (update, size) in enumerate(
                 zip(updates, sizes or [1] * len(updates), strict=True)

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
-from fl_server_ai.aggregation import Extra, Refused, Strategy
-from fl_server_ai.testing import CHECKS, Broken, conformance
+from fl_server_ai.aggregation import STRATEGIES, Extra, Refused, Strategy
+from fl_server_ai.testing import CHECKS, Broken, Rounds, conformance, furnished
 from fl_server_ai.testing import __main__ as command
+from fl_server_ai.testing.rounds import N
 from fl_server_core.exceptions import AggregationException
 
 
@@ -259,6 +261,16 @@ class ByPlace(Good):
         return [1 / (place + 1) for place in range(len(metas))]
 
 
+class AsksTheFirst(Good):
+    """What the first by name reports counts for all; only reports that differ show it."""
+
+    def extras(self) -> tuple[Extra, ...]:
+        return (Extra("own.loss", "a loss"),)
+
+    def weights(self, metas: Any, gram: Any) -> Any:
+        return [metas[0].extras["own.loss"] + (meta.num_steps or 0) for meta in metas]
+
+
 class NeedsThree(Good):
     """Crashes with two."""
 
@@ -376,7 +388,7 @@ BREAKS: dict[str, list[type[Strategy[Any]]]] = {
     "bad options": [CrashingOptions, TakesAnything],
     "check hook": [CheckWrites, CheckRaises, CheckWithoutReason, CheckReshapes, CheckDivides],
     "instances": [OnTheClass],
-    "permutation": [CountsBlocks, WholeBlock, FirstCome, Dice, ByPlace],
+    "permutation": [CountsBlocks, WholeBlock, FirstCome, Dice, ByPlace, AsksTheFirst],
     "scale": [SizesMatter, HalfSums],
     "weights": [OneTooFew, Negative, Dice, WritesGram, Drifts],
     "few updates": [NeedsThree, RefusesInSilence],
@@ -404,6 +416,24 @@ def test_a_broken_promise_is_found(check: str, kind: type[Strategy[Any]], tmp_pa
 @pytest.mark.parametrize("check", CHECKS)
 def test_a_good_strategy_passes(check: str, tmp_path: Path) -> None:
     conformance(Good, check, tmp_path)
+
+
+def test_updates_differ_in_all_that_a_strategy_may_weigh(tmp_path: Path) -> None:
+    def rounds(name: str, **options: Any) -> Rounds:
+        folder = tmp_path / name
+        folder.mkdir()
+        return Rounds(STRATEGIES[name], folder, options)
+
+    variates = load_file(rounds("SCAFFOLD").run().state_out)
+    shares = rounds("FedDGGA").session()[-1].scalars["shares"]
+    nova, penalties = rounds("FedNova"), rounds("ICEADMM", rho=1)
+    told = furnished(nova.new(), nova.updates, nova.folder)
+    rhos = furnished(penalties.new(), penalties.updates, penalties.folder)
+
+    assert variates["c.0"].min() < 0 < variates["c.0"].max()
+    assert len(set(shares.values())) > 2
+    assert len({file.meta.num_steps for file in told}) == N
+    assert len({file.meta.extras.get("admm.rho") for file in rhos}) > 2
 
 
 def test_each_check_is_known_to_fail() -> None:

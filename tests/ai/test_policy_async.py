@@ -70,6 +70,29 @@ def test_a_late_update_counts_in_the_next_round_with_its_staleness() -> None:
     assert one(running, "slow").state == UpdateState.CONSUMED
 
 
+@pytest.mark.parametrize("mode", ["late", "buffered"])
+def test_a_late_gradient_counts_as_it_was_sent(mode: str) -> None:
+    options = {"method": "FedSGD", "lr": 1.0}
+    if mode == "late":
+        running = straggling(**options)
+    else:
+        running = scene("fast", "slow", mode=mode, buffer_size=1, rounds=4, skip_model_tests=True,
+                        weighting="uniform", **options)  # fmt: skip
+        fetch(running, "slow")
+        running.send("fast", 2.0)
+        running.work()
+    assert bias(running) == -2.0
+
+    running.send("slow", 1.0, round=0)
+    if mode == "late":
+        running.send("fast", 4.0)
+    running.work()
+
+    discount = 2**-0.5
+    mean = (4.0 + discount * 1.0) / (1 + discount) if mode == "late" else 1.0
+    assert bias(running) == pytest.approx(-2.0 - mean, rel=1e-6)
+
+
 def test_the_same_late_update_again_gets_its_receipt_and_other_bytes_are_refused() -> None:
     running = straggling()
     running.send("slow", 1.0, round=0)
@@ -345,6 +368,12 @@ def test_fedasync_mixes_in_each_update_with_its_staleness() -> None:
         ({"late_updates": "next_round", "daisy_chain_period": 2}, "late_updates"),
         ({"mode": "buffered", "buffer_size": 2, "uncertainty": "SWAG"}, "mode"),
         ({"method": "Krum", "f": 1, "mode": "buffered", "buffer_size": 4}, "buffer_size"),
+        ({"method": "FedPM", "mode": "buffered", "buffer_size": 2}, "mode"),
+        ({"method": "FedPM", "late_updates": "next_round"}, "late_updates"),
+        ({"method": "FedDyn", "mode": "buffered", "buffer_size": 2}, "mode"),
+        ({"method": "FedDyn", "late_updates": "next_round"}, "late_updates"),
+        ({"method": "IIADMM", "late_updates": "next_round"}, "late_updates"),
+        ({"method": "ICEADMM", "late_updates": "next_round"}, "late_updates"),
     ],
 )  # fmt: skip
 def test_modes_that_do_not_fit_are_refused_with_a_pointer(options, pointer) -> None:

@@ -76,6 +76,15 @@ def test_fedbuff_can_weigh_by_samples_and_go_further(tmp_path) -> None:
     assert got == pytest.approx(expected, abs=1e-12)
 
 
+def test_a_stale_gradient_is_the_gradient_that_was_sent(tmp_path) -> None:
+    arrivals = [([1.0, -2.0], None, 0), ([0.5, 4.0], [7.0, -9.0], 3)]
+
+    got = step(tmp_path, "FedSGD", [1.0, 2.0], arrivals, lr=0.5)
+
+    weighed = np.average([[1.0, -2.0], [0.5, 4.0]], 0, [1 * 1.0, 2 * 0.5])
+    assert got == pytest.approx(np.array([1.0, 2.0]) - 0.5 * weighed, abs=1e-12)
+
+
 def test_fresh_fedbuff_is_fedavg_bit_for_bit(tmp_path) -> None:
     rng = np.random.default_rng(1)
     arrivals = [(rng.normal(size=1000), None, 0) for _ in range(4)]

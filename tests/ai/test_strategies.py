@@ -10,7 +10,7 @@ import torch
 
 from fl_server_ai.aggregation import STRATEGIES
 from fl_server_ai.aggregation.options import parse_options
-from fl_server_core.exceptions import Invalid
+from fl_server_core.exceptions import AggregationException, Invalid
 from tests.ai.strategy_files import Array, Lab
 
 # Copied from the project's shared test vectors.
@@ -153,6 +153,43 @@ def test_a_coordinate_that_nobody_moved_keeps_its_sign(tmp_path: Path, name: str
     Lab(tmp_path, name).step(zeros, [zeros] * 3)
 
     assert (tmp_path / "out-1").read_bytes() == (tmp_path / "base-1").read_bytes()
+
+
+def slid(tau: int, rho: float, slope: float) -> float:
+    """How far SGD with momentum, as torch has it, goes in tau steps of lr 1 down a slope."""
+    way = speed = 0.0
+    for _ in range(tau):
+        speed = rho * speed + slope
+        way += speed
+    return way
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+def test_fednova_takes_momentum_out_of_the_steps(tmp_path: Path, rho: float) -> None:
+    taus, slopes, sizes = [1, 4, 9], [1.0, -0.5, 0.25], [2, 3, 5]
+    x, p = np.array([0.3]), np.array(sizes) / 10
+    updates = [x - slid(tau, rho, slope) for tau, slope in zip(taus, slopes, strict=True)]
+
+    got = Lab(tmp_path, "FedNova", momentum=rho, gamma=0.7).step(x, updates, sizes, taus)
+
+    # Each went |a_k| times its slope; normalised, it is the slope that is left of it.
+    lengths = [slid(tau, rho, 1.0) for tau in taus]
+    assert got == pytest.approx(x - 0.7 * (p @ lengths) * (p @ slopes), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["FedAdagrad", "FedAdam", "FedYogi"])
+def test_a_state_that_overflows_fails_the_round_and_is_not_stored(
+    tmp_path: Path, name: str
+) -> None:
+    lab = Lab(tmp_path, name)
+    lab.step(torch.zeros(3), [torch.ones(3)])
+    far = torch.tensor([1.0, 3e22, 1.0])  # the new model is finite, the square of the way is not
+
+    with pytest.raises(AggregationException, match=r"'v'.*infinity in tensor 'w'"):
+        lab.step(torch.zeros(3), [far])
+
+    assert not (tmp_path / "out-2").exists()
+    assert not (tmp_path / "state-2").exists()
 
 
 BAD = [

@@ -42,7 +42,7 @@ def test_clients_that_did_not_move_keep_each_minus_zero(name: str, tmp_path: Pat
     fresh = rounds.alike(base)
     stale = [replace(one, meta=replace(one.meta, staleness=1, discount=0.5)) for one in fresh]
 
-    made = [rounds.run(updates, base=base).weights for updates in (fresh, stale)]
+    made = [rounds.run(updates, base=base, neutral=True).weights for updates in (fresh, stale)]
 
     assert made == [base.read_bytes()] * 2
 
@@ -71,7 +71,7 @@ def run(name: str, updates: list[UpdateFile], block: int = 64, threads: int = 2)
     strategy = STRATEGIES[name]()
     aggregate(
         base=folder / "base",
-        updates=furnished(strategy, updates, folder),
+        updates=furnished(strategy, updates, folder, neutral=True),
         out=folder / "out",
         strategy=strategy,
         state_out=state,

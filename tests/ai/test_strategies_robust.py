@@ -93,8 +93,7 @@ def clipped(rows: Array) -> Array:
     return (rows * np.minimum(1, 2 / length)[:, None]).mean(axis=0)
 
 
-def centered(rows: Array) -> Array:
-    v = np.zeros(rows.shape[1])
+def centered(rows: Array, v: Any = 0.0) -> Array:
     for _ in range(4):
         away = np.linalg.norm(rows - v, axis=1)
         v = v + ((rows - v) * np.minimum(1, 3 / away)[:, None]).mean(axis=0)
@@ -125,6 +124,27 @@ def test_a_robust_rule_follows_its_formula(tmp_path: Path, name: str, n: int) ->
     # The geometric median divides by distances, which come out of differences of squares.
     rtol = 1e-7 if name == "GeometricMedian" else 1e-9
     np.testing.assert_allclose(got, reference(rows), rtol=rtol, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float64, 60), (torch.float32, 600_000)])
+def test_centered_clipping_goes_on_from_its_last_aggregate(
+    tmp_path: Path, dtype: Any, size: int
+) -> None:
+    lab = Lab(tmp_path, "CenteredClipping", tau=3, iters=4)
+    x: Any = np.zeros(size)
+    v: Any = 0.0
+
+    for number in range(3):
+        ways = cloud(4, size, seed=number)
+        ways[3] *= -20
+        rows = torch.tensor(x + ways, dtype=dtype)
+        base = torch.tensor(x, dtype=dtype)
+        v = centered((rows.double() - base.double()).numpy(), v)
+        expected = base.double().numpy() + v
+        x = lab.step(base, list(rows), block=max(7, size // 9))
+
+        close = 1e-9 if dtype == torch.float64 else 1e-5
+        np.testing.assert_allclose(x, expected, rtol=close, atol=close)
 
 
 @pytest.mark.parametrize("evil", [-1000.0, 1e30, 1e300], ids=str)

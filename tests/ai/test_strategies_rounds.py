@@ -10,7 +10,7 @@ from safetensors.numpy import save
 
 from fl_server_ai.aggregation import STRATEGIES
 from fl_server_ai.services.tasks import task_failure
-from fl_server_ai.services.training_options import strategy_of
+from fl_server_ai.services.training_options import strategy_of, strategy_schema
 from fl_server_ai.services.updates import update_submit
 from fl_server_ai.trainer.tasks import process_trainer_task
 from fl_server_core.exceptions import Conflict, Invalid
@@ -24,11 +24,15 @@ SITES = ("ada", "grace", "joan", "mary", "emmy", "lise", "rosa")
 NEEDED: dict[str, dict[str, Any]] = {
     "FedDC": {"daisy_chain_period": 1},
     "FedBuff": {"buffer_size": len(SITES)},
+    "Krum": {"f": 2},
+    "MultiKrum": {"f": 2},
+    "Bulyan": {"f": 1},
 }
 
 
 def running(name: str, **options: Any) -> Scene:
-    made = scene(*SITES, method=name, skip_model_tests=True, **NEEDED.get(name, {}), **options)
+    options = {**NEEDED.get(name, {}), **options}
+    made = scene(*SITES, method=name, skip_model_tests=True, **options)
     if name == "FLTrust":
         made.training.options["root"] = str(made.sites["ada"].pk)
         made.training.save()
@@ -148,6 +152,9 @@ def test_a_round_that_lost_too_many_for_krum_ends_the_training_with_the_numbers(
     ("name", "options", "pointer"),
     [
         ("Krum", {"f": -1}, "/options/f"),
+        ("Krum", {}, "/options/f"),
+        ("MultiKrum", {"m": 3}, "/options/f"),
+        ("Bulyan", {"selection": "oneshot"}, "/options/f"),
         ("TrimmedMean", {"beta": 0.5}, "/options/beta"),
         ("FedAdam", {"beta1": 0.9}, "/options/beta1"),
         ("FedYogi", {"eta": "fast"}, "/options/eta"),
@@ -160,3 +167,15 @@ def test_a_wrong_option_is_refused_when_a_training_is_made(
         scene(started=False, method=name, **options)
 
     assert [fault["pointer"] for fault in refusal.value.data["errors"]] == [pointer]
+
+
+@pytest.mark.parametrize("name", ["Krum", "MultiKrum", "Bulyan"])
+def test_as_many_bad_updates_as_the_rule_stands_must_be_asked_for(name: str) -> None:
+    running = scene(*SITES, method=name, skip_model_tests=True, f=None)
+    for index, site in enumerate(SITES):
+        send(running, site, float(index), 1)
+
+    running.work()
+
+    assert running.now.model.round == 1
+    assert "f" in strategy_schema(name)["required"]

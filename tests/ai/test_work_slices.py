@@ -84,7 +84,8 @@ def files() -> set[str]:
 @pytest.mark.parametrize("method", ["FedAvgM", "MultiKrum", "AdaptiveZeroing"])
 def test_a_shared_round_publishes_the_bytes_of_one_worker(method: str, settings: Any) -> None:
     settings.FL_SHARED_ROUND_BYTES = 0
-    alone, _ = ready(method, sites=5)
+    options = {"f": 1} if method == "MultiKrum" else {}
+    alone, _ = ready(method, sites=5, **options)
     alone.work()
     complete(alone)
     alone.work()
@@ -93,7 +94,7 @@ def test_a_shared_round_publishes_the_bytes_of_one_worker(method: str, settings:
     for user in (alone.actor, *alone.sites.values()):
         user.username += " before"
         user.save()
-    shared, _ = ready(method, sites=5)
+    shared, _ = ready(method, sites=5, **options)
     made: Counter[tuple[str, int]] = Counter()
 
     work(made)
@@ -290,7 +291,7 @@ def test_a_slice_whose_file_is_gone_is_made_again(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: Counter[tuple[str, int]] = Counter()
-    running, _ = ready("Krum", sites=5)
+    running, _ = ready("Krum", sites=5, f=1)
     while WorkSlice.objects.filter(kind=kind, state="done").count() < 4:
         work(made, most=1)
     one = WorkSlice.objects.select_related("result").get(kind=kind, index=2)
@@ -326,7 +327,7 @@ def test_there_are_as_many_slices_as_wanted_however_few_shares_of_a_comparison(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(slicing, "aggregation_workers", lambda: 6)
-    running, _ = ready("Krum", sites=5)
+    running, _ = ready("Krum", sites=5, f=1)
     made: Counter[tuple[str, int]] = Counter()
 
     work(made)
@@ -338,7 +339,7 @@ def test_there_are_as_many_slices_as_wanted_however_few_shares_of_a_comparison(
 def test_a_round_that_is_shared_stays_so_when_the_other_workers_go(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    running, event = ready("Krum", sites=5)
+    running, event = ready("Krum", sites=5, f=1)
     process_trainer_task(event.pk)
     monkeypatch.setattr(slicing, "aggregation_workers", lambda: 1)
     made: Counter[tuple[str, int]] = Counter()
@@ -404,7 +405,7 @@ def test_slices_come_to_the_same_on_a_storage_without_paths(settings: Any) -> No
         "weights": {"BACKEND": "django.core.files.storage.InMemoryStorage"},
     }
     assert not hasattr(storages["weights"], "adopt")
-    running, _ = ready("Krum", sites=5)
+    running, _ = ready("Krum", sites=5, f=1)
 
     work()
 

@@ -36,6 +36,7 @@ class Sent:
     steps: int | None = None
 
 
+END = "-0000-4000-8000-{:0>12}"  # of participants' ids
 LATER = Sent({})  # fetches the round's task, and answers it in a later round
 
 
@@ -51,6 +52,7 @@ class Case:
     wrong: dict[str, Any] = field(default_factory=dict)
     atol: float = 1e-9
     scalars: dict[str, Any] | None = None
+    state: dict[str, list[float]] = field(default_factory=dict)  # at the end
     target: int = 0  # rounds asked for, if not as many as there are
 
 
@@ -236,6 +238,7 @@ CASES: dict[str, Case] = {
             ],
         ],
         [vec(1.0, 0.0), vec(1.2, 0.2)], {"server_lr": 1.0}, {"server_lr": "fast"},
+        state={"c.0": [0.075, -0.075]},
     ),
     "feddyn_server": Case(
         "FedDyn", vec(1.0, 1.0),
@@ -311,8 +314,11 @@ CASES: dict[str, Case] = {
         [vec(1.3, 1.4)], {"C": 1}, {"C": 0},
     ),
     "centered_clipping": Case(
-        "CenteredClipping", vec(0.0, 0.0), [plain([[3.0, 4.0], [0.3, 0.4]])],
-        [vec(0.45, 0.6)], {"tau": 1.0, "iters": 1}, {"iters": 0},
+        "CenteredClipping", vec(0.0, 0.0),
+        # In the second round both are as far from v, which is (0.45, 0.6), as from 0 in the first.
+        [plain([[3.0, 4.0], [0.3, 0.4]]), plain([[3.9, 5.2], [1.2, 1.6]])],
+        [vec(0.45, 0.6), vec(1.35, 1.8)], {"tau": 1.0, "iters": 1}, {"iters": 0},
+        state={"v.0": [0.9, 1.2]},
     ),
     "fltrust": Case(
         "FLTrust", vec(0.0, 0.0),
@@ -384,7 +390,7 @@ class Site:
         count = max(len(sent) for sent in case.rounds)
         self.actor = login(person(f"actor{tag}", actor=True))
         people = [
-            User(username=f"site{k}{tag}", client=True, id=f"{k:08x}-0000-4000-8000-{tag:0>12}")
+            User(username=f"site{k}{tag}", client=True, id=f"{k:08x}" + END.format(tag))
             for k in range(count)
         ]
         for user in people:
@@ -478,9 +484,14 @@ def test_the_vector_comes_out_of_uploads_over_http(login, name: str) -> None:
             for tensor, values in expected.items():
                 np.testing.assert_allclose(got[tensor], values, rtol=0, atol=case.atol)
                 assert got[tensor].dtype == case.start[tensor].dtype
+    last = ModelVersion.objects.get(model_id=site.model, number=len(case.rounds))
     if case.scalars is not None:
-        last = ModelVersion.objects.get(model_id=site.model, number=len(case.rounds))
         assert last.scalars == pytest.approx(case.scalars)
+    if case.state:
+        with local_path(last.strategy_state) as path:
+            remembered = load(path.read_bytes())
+        for block, numbers in case.state.items():
+            np.testing.assert_allclose(remembered[block], numbers, rtol=0, atol=case.atol)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -504,8 +515,8 @@ def test_a_killed_worker_leaves_the_same_bytes(login, name: str, monkeypatch) ->
 
 
 def nameless(data: bytes) -> bytes:
-    """A state's scalars may be by participant, who are others in the other training."""
-    return data[8 + int.from_bytes(data[:8], "little") :]
+    """A state's scalars may be by participant, who have other ids in the other training."""
+    return data.replace(END.format("b").encode(), END.format("a").encode())
 
 
 def interrupt(event: TrainerEvent, monkeypatch) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from django.core.files.uploadedfile import SimpleUploadedFile
 from safetensors.numpy import load, save
+from safetensors.torch import load as torch_load
 from safetensors.torch import save as torch_save
 
-from fl_client import Context, encodings
+from fl_client import Context, encodings, fednova
 from fl_client.safetensors_io import save as sdk_save
 from fl_server_ai.trainer.tasks import process_trainer_task
 from fl_server_core.exceptions import Invalid
@@ -219,6 +220,62 @@ def test_steps_are_needed_where_they_count(login) -> None:
     assert post(login, running, "ada", BASE, num_steps=4, base_version=0).status_code == 201
     update = LocalModel.objects.get()
     assert (update.num_steps, update.base_version) == (4, 0)
+
+
+RHO, DUAL = "extra.admm.rho", f"extra.admm.dual.{B}"
+
+
+@pytest.mark.parametrize(
+    ("options", "extras", "said"),
+    [
+        ({"method": "FedNova"}, {"extra.fednova.norm": 1e-9}, "'extra.fednova.norm'|1 to 4"),
+        ({"method": "FedNova"}, {"extra.fednova.norm": 1e20}, "'extra.fednova.norm'|1 to 4"),
+        ({"method": "FedNova"}, {"extra.fednova.norm": 4.2}, "num_steps|momentum"),
+        ({"method": "FedNova", "momentum": 0.9}, {"extra.fednova.norm": 41.0}, "1 to 40"),
+        ({"method": "FedNova", "max_steps": 3}, {}, "num_steps is 4|max_steps is 3"),
+        ({"method": "ICEADMM"}, {RHO: 1e308}, f"{RHO}|at most 500000"),
+        ({"method": "ICEADMM"}, {RHO: 1e-9}, f"{RHO}|at least 0.5"),
+        ({"method": "ICEADMM"}, {DUAL: np.full(3, 3e38)}, f"{DUAL}|at most 5e+32"),
+        ({"method": "SCAFFOLD"}, {f"extra.scaffold.dc.{B}": np.full(3, -3e38)}, "at least -1e+30"),
+        ({"method": "qFedAvg"}, {"extra.qfedavg.loss": 1e300}, "qfedavg.loss|at most 1e+30"),
+        ({"method": "FedProx", "adaptive": True}, {"extra.prox.loss": -1e308}, "prox.loss|-1e+30"),
+        (
+            {"method": "FedDGGA"},
+            {"extra.feddgga.received": 1.0, "extra.feddgga.trained": -1e308},
+            "feddgga.trained|-1e+30",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_number_that_would_end_the_training_is_refused_alone(
+    login, options, extras, said
+) -> None:
+    running = scene(**options)
+    if options["method"] == "ICEADMM":
+        extras = {DUAL: np.ones(3), **extras}
+    sent = {**BASE, **{name: np.asarray(value) for name, value in extras.items()}}
+
+    answer = refused(post(login, running, "ada", sent, num_steps=4), "EXTRA_RANGE")
+
+    assert all(part in answer["detail"] for part in said.split("|")), answer
+
+
+@pytest.mark.parametrize(
+    ("options", "extras"),
+    [
+        ({}, {"extra.fednova.norm": 1.0}),
+        ({}, {"extra.fednova.norm": np.float16(4.0)}),
+        ({"momentum": 0.9}, {"extra.fednova.norm": fednova.norm(4, momentum=0.9)}),
+        ({}, {"extra.fednova.norm": fednova.norm(4, lr=0.1, mu=1.0)}),
+    ],
+)
+def test_the_norms_of_the_paper_are_taken(login, options, extras) -> None:
+    running = scene(method="FedNova", **options)
+    sent = {**BASE, **{name: np.asarray(value) for name, value in extras.items()}}
+
+    answer = post(login, running, "ada", sent, num_steps=4)
+
+    assert answer.status_code == 201, answer.content
 
 
 def test_masks_are_zeros_and_ones(login) -> None:
@@ -435,41 +492,83 @@ def test_the_files_beside_an_update_go_with_it(login) -> None:
     assert not any(weights_storage().exists(name) for name in kept)
 
 
-def test_bfloat16_models_have_float32_variates(login) -> None:
-    running = scene(started=False)
-    client = login(running.actor)
-    start = torch_save({"w": torch.ones(3, dtype=torch.bfloat16), "v": torch.ones(2)})
-    body = {"name": "m", "description": "", "model_file": SimpleUploadedFile("w", start)}
-    model = client.post("/api/models/", body, format="multipart").json()["model_id"]
-    fields = {
-        "model_id": model,
-        "target_num_updates": 2,
-        "metric_names": [],
-        "aggregation_method": "SCAFFOLD",
-        "clients": [str(running.sites["ada"].pk)],
-        "options": {"skip_model_tests": True},
-    }
-    training = client.post("/api/trainings/", fields, format="json").json()["training_id"]
-    client.post(f"/api/trainings/{training}/start/")
-    site = login(running.sites["ada"])
+class Own:
+    """A started training of a model of one's own, with ada alone."""
+
+    def __init__(self, login, method: str, start: dict[str, torch.Tensor]) -> None:
+        self.running = scene(started=False)
+        self.actor = login(self.running.actor)
+        file = SimpleUploadedFile("w", torch_save(start))
+        body = {"name": "m", "description": "", "model_file": file}
+        made = self.actor.post("/api/models/", body, format="multipart")
+        self.model = made.json()["model_id"]
+        fields = {
+            "model_id": self.model,
+            "target_num_updates": 2,
+            "metric_names": [],
+            "aggregation_method": method,
+            "clients": [str(self.running.sites["ada"].pk)],
+            "options": {"skip_model_tests": True},
+        }
+        training = self.actor.post("/api/trainings/", fields, format="json").json()["training_id"]
+        self.actor.post(f"/api/trainings/{training}/start/")
+        self.site = login(self.running.sites["ada"])
+
+    def send(self, tensors: dict[str, torch.Tensor]) -> Any:
+        file = SimpleUploadedFile("w", torch_save(tensors))
+        body = {"round": 0, "sample_size": 1, "model_file": file}
+        return self.site.post(f"/api/models/{self.model}/", body, format="multipart")
+
+    def result(self) -> dict[str, torch.Tensor]:
+        process_trainer_task(TrainerEvent.objects.get(state="pending").pk)
+        answer = self.actor.get(f"/api/models/{self.model}/")
+        return torch_load(b"".join(answer.streaming_content))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_narrow_models_have_float32_variates(login, dtype) -> None:
+    own = Own(login, "SCAFFOLD", {"w": torch.ones(3).to(dtype), "v": torch.ones(2)})
     sent = {
-        "w": torch.full((3,), 2.0, dtype=torch.bfloat16),
+        "w": torch.full((3,), 2.0).to(dtype),
         "v": torch.ones(2),
         "extra.scaffold.dc.w": torch.tensor([0.1, 0.2, 0.3]),
     }
-    body = {
-        "round": 0,
-        "sample_size": 1,
-        "model_file": SimpleUploadedFile("w", torch_save(sent)),
-    }
-    assert site.post(f"/api/models/{model}/", body, format="multipart").status_code == 201
 
-    process_trainer_task(TrainerEvent.objects.get(state="pending").pk)
+    assert own.send(sent).status_code == 201
+    own.result()
 
-    extras = site.get("/api/tasks/").json()["task"]["extras"]
-    got = load(b"".join(site.get(extras["url"]).streaming_content))
+    extras = own.site.get("/api/tasks/").json()["task"]["extras"]
+    got = load(b"".join(own.site.get(extras["url"]).streaming_content))
     assert got["extra.scaffold.c.w"].tolist() == np.array([0.1, 0.2, 0.3], np.float32).tolist()
     assert got["extra.scaffold.c.v"].tolist() == [0.0, 0.0]
+
+
+FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_a_float8_tensor_without_a_gradient_stays(login, dtype) -> None:
+    frozen = torch.tensor([1.0, -2.0, 0.5]).to(dtype)
+    own = Own(login, "FedSGD", {"q": frozen, "w": torch.ones(2)})
+
+    assert own.send({"w": torch.tensor([1.0, 2.0])}).status_code == 201
+
+    got = own.result()
+    assert torch.equal(got["q"].float(), frozen.float())
+    assert got["w"].tolist() == pytest.approx([0.9, 0.8])
+
+
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_float8_masks_are_zeros_and_ones_too(login, dtype) -> None:
+    own = Own(login, "FedPM", {"q": torch.full((3,), 0.5).to(dtype)})
+
+    for bad in (0.5, 2.0, -1.0):
+        answer = own.send({"q": torch.tensor([1.0, bad, 0.0]).to(dtype)})
+        assert (answer.status_code, answer.json()["code"]) == (422, "NOT_A_MASK")
+
+    mask = torch.tensor([1.0, 0.0, -0.0]).to(dtype)
+    assert own.send({"q": mask}).status_code == 201
+    assert own.result()["q"].float().tolist() == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("method", ["SCAFFOLD", "FedSGD", "FedNova", "FedPM", "qFedAvg"])

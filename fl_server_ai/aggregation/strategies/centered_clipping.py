@@ -30,27 +30,36 @@ class CenteredClippingOptions:
 
 @STRATEGIES.register("CenteredClipping")
 class CenteredClipping(Strategy[CenteredClippingOptions]):
-    """v = v + mean of (y_k - v) min(1, tau / |y_k - v|), some times, from the last aggregate, the global model.
+    """v = v + mean of (D_k - v) min(1, tau / |D_k - v|), some times, from where v was last; x' = x + v.
 
-    Sample sizes do not count. Integer buffers are averaged with the shares that the updates have in v.
+    D_k = y_k - x; v is the way that the model went in the round before, at first 0. So an attack has to keep up for
+    rounds, and honest updates that go on in one direction are hardly clipped. Sample sizes do not count. Integer
+    buffers are averaged with the shares that the updates have in v.
     """
 
     Options = CenteredClippingOptions
     paper = "2012.10333"
     needs_gram = True
+    state_blocks = ("v",)
+    gram_block = "v"
     share = 1.0
+    kept = 0.0  # of the old v
 
     def weights(self, metas: Sequence[UpdateMeta], gram: "Tensor | None") -> Sequence[float]:
         n = len(metas)
-        shares = [0.0] * n
+        shares = [0.0] * n + [1.0]  # the last is the old v's
         for _ in range(self.options.iters):
-            away = distances_from(compared(gram), shares)
+            away = distances_from(compared(gram), shares)[:n]
             limit = median(away) if self.options.tau is None else self.options.tau
-            kept = [shorten(distance, limit) for distance in away]
-            rest = 1 - sum(kept) / n
-            shares = [share * rest + part / n for share, part in zip(shares, kept, strict=True)]
-        self.share = sum(shares)
-        return shares
+            parts = [shorten(distance, limit) for distance in away]
+            rest = 1 - sum(parts) / n
+            shares = [
+                share * rest + part / n for share, part in zip(shares, [*parts, 0.0], strict=True)
+            ]
+        self.share, self.kept = sum(shares[:n]), shares[n]
+        return shares[:n]
 
     def update(self, x: "Tensor", y: "Tensor", state: "dict[str, Tensor]") -> "Tensor":
-        return move(x, y, self.share)
+        moved = move(x, y, self.share) - (0 - state["v"] * self.kept)  # -0 stays -0
+        state["v"] = moved - x
+        return moved

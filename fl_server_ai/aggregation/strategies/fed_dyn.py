@@ -26,12 +26,13 @@ class FedDyn(Strategy[FedDynOptions]):
 
     N are all participants of the training when the round opened. A client minimises
     F(w) - <g_k, w> + alpha/2 |w - x|^2 and sets g_k' = g_k - alpha (y_k - x), which it keeps. The mean is
-    unweighted. Integer buffers are averaged.
+    unweighted, so that h is the mean of all g_k: in the mode sync, without late updates. Integer buffers are averaged.
     """
 
     Options = FedDynOptions
     paper = "2111.04263"
     state_blocks = ("h",)
+    only_fresh = "h is the whole sum of what its sites have learned, and late ones count less"
     share = 1.0
 
     def weights(self, metas: Sequence[UpdateMeta], gram: "Tensor | None") -> Sequence[float]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fl_server_ai.aggregation import (
     STRATEGIES,
     Extra,
+    Refused,
     Strategy,
     UpdateMeta,
     sample_weights,
@@ -17,6 +18,9 @@ from fl_server_ai.aggregation.geometry import stride
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+ROUNDED = 0.01  # norms may come in half floats
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,15 @@ class FedNovaOptions:
         metadata={"ge": 0.0, "lt": 1.0, "doc": "Momentum of the clients' SGD; they are told."},
     )
     weighting: str = weighting_field()
+    max_steps: int | None = field(
+        default=None,
+        metadata={
+            "ge": 1,
+            "le": 2**31 - 1,
+            "doc": "An update with more local steps is refused; null: none is. Who claims many makes the round's "
+            "step longer for all, so set it where sites are not trusted.",
+        },
+    )
 
 
 @STRATEGIES.register("FedNova")
@@ -39,7 +52,9 @@ class FedNova(Strategy[FedNovaOptions]):
 
     |a_k| is the number of steps for SGD, (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho) with momentum rho.
     A client with another optimiser (proximal, decaying rate) sends it as `extra.fednova.norm`. Each update
-    comes with `num_steps`. Integer buffers are averaged with the weights p_k / |a_k|.
+    comes with `num_steps`. Of tau gradients each counts for at most 1 / (1 - rho) and one at least in full, so a
+    norm below 1 or above tau / (1 - rho) is refused (EXTRA_RANGE); rho is the option `momentum`. Integer buffers are
+    averaged with the weights p_k / |a_k|.
     """
 
     Options = FedNovaOptions
@@ -51,7 +66,19 @@ class FedNova(Strategy[FedNovaOptions]):
         said = (
             "the L1 norm of how much each local gradient counts, if it is not what num_steps says"
         )
-        return (Extra("fednova.norm", said, required=False, minimum=1e-9),)
+        return (Extra("fednova.norm", said, required=False),)
+
+    def admit(self, meta: UpdateMeta) -> Refused | None:
+        steps, most = max(1, meta.num_steps or 1), self.options.max_steps
+        if most is not None and steps > most:
+            return Refused(f"num_steps is {steps}, the training's max_steps is {most}")
+        norm, longest = meta.extras.get("fednova.norm"), steps / (1 - self.options.momentum)
+        if norm is None or 1 - ROUNDED <= norm <= longest * (1 + ROUNDED):
+            return None
+        return Refused(
+            f"'extra.fednova.norm' is {norm!r}; it must be 1 to {longest:g}, num_steps / (1 - momentum) with the "
+            f"training's momentum {self.options.momentum:g}"
+        )
 
     def weights(self, metas: Sequence[UpdateMeta], gram: "Tensor | None") -> Sequence[float]:
         sizes = sample_weights(metas, self.options.weighting)

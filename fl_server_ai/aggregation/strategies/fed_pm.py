@@ -38,13 +38,14 @@ class FedPM(Strategy[FedPMOptions]):
 
     The model's float tensors are the probabilities of a mask over random weights that all sites make from the
     same seed. Clients send masks: zeros and ones in the place of weights, each drawn with its probability; others
-    are refused when they arrive. Sample sizes do not count.
+    are refused when they arrive. Sample sizes do not count. In the mode sync, without late updates.
     """
 
     Options = FedPMOptions
     paper = "2209.15328"
     state_blocks = ("a", "b")
     takes = "mask"
+    only_fresh = "it counts ones, and a mask was drawn from the version that it was asked for"
     updates = 0
     rounds = 0
 

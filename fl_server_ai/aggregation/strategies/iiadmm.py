@@ -32,12 +32,13 @@ class IIADMM(Strategy[IIADMMOptions]):
     A client makes z = x + (l_k - g) / rho for each batch, sends z, and at the end updates its own l_k in
     the same way, with the x that it was sent. The server needs only the sum of all l_k / rho. With everybody in
     each round this is APPFL's rule; otherwise the first mean is over the round's updates, the second over
-    all participants, whose duals wait. Sample sizes do not count.
+    all participants, whose duals wait. Sample sizes do not count. In the mode sync, without late updates.
     """
 
     Options = IIADMMOptions
     paper = "2202.03672"
     state_blocks = ("duals",)
+    only_fresh = "it keeps the sum of its sites' duals, and late ones count less"
     updates = 0
     population = 0
 

@@ -20,7 +20,9 @@ def f_field(most: str) -> Any:
         metadata={
             "ge": 0,
             "le": 100_000,
-            "doc": f"How many updates may be arbitrary; null: as many as the rule stands, {most}.",
+            "asked": True,
+            "doc": f"How many updates may be arbitrary: say it, no default is safe. null: as many as "
+            f"the rule stands, {most}.",
         },
     )
 
