@@ -228,10 +228,10 @@ RHO, DUAL = "extra.admm.rho", f"extra.admm.dual.{B}"
 @pytest.mark.parametrize(
     ("options", "extras", "said"),
     [
-        ({"method": "FedNova"}, {"extra.fednova.norm": 1e-9}, "'extra.fednova.norm'|1 to 4"),
-        ({"method": "FedNova"}, {"extra.fednova.norm": 1e20}, "'extra.fednova.norm'|1 to 4"),
-        ({"method": "FedNova"}, {"extra.fednova.norm": 4.2}, "num_steps|momentum"),
-        ({"method": "FedNova", "momentum": 0.9}, {"extra.fednova.norm": 41.0}, "1 to 40"),
+        ({"method": "FedNova"}, {"extra.fednova.norm": 1e-9}, "'extra.fednova.norm'|1 to 400"),
+        ({"method": "FedNova"}, {"extra.fednova.norm": 1e20}, "'extra.fednova.norm'|1 to 400"),
+        ({"method": "FedNova"}, {"extra.fednova.norm": 410.0}, "num_steps|local steps"),
+        ({"method": "FedNova", "momentum": 0.999}, {"extra.fednova.norm": 4100.0}, "1 to 4000"),
         ({"method": "FedNova", "max_steps": 3}, {}, "num_steps is 4|max_steps is 3"),
         ({"method": "ICEADMM"}, {RHO: 1e308}, f"{RHO}|at most 500000"),
         ({"method": "ICEADMM"}, {RHO: 1e-9}, f"{RHO}|at least 0.5"),
@@ -265,7 +265,7 @@ def test_a_number_that_would_end_the_training_is_refused_alone(
     [
         ({}, {"extra.fednova.norm": 1.0}),
         ({}, {"extra.fednova.norm": np.float16(4.0)}),
-        ({"momentum": 0.9}, {"extra.fednova.norm": fednova.norm(4, momentum=0.9)}),
+        ({}, {"extra.fednova.norm": fednova.norm(4, momentum=0.9)}),  # of its own
         ({}, {"extra.fednova.norm": fednova.norm(4, lr=0.1, mu=1.0)}),
     ],
 )

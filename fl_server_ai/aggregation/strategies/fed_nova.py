@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 ROUNDED = 0.01  # norms may come in half floats
+HEAVY = 0.99  # a momentum above those in use
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ class FedNova(Strategy[FedNovaOptions]):
     """d_k = (x - y_k) / |a_k|, t = sum p_k |a_k|; x' = x - gamma t sum p_k d_k.
 
     |a_k| is the number of steps for SGD, (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho) with momentum rho.
-    A client with another optimiser (proximal, decaying rate) sends it as `extra.fednova.norm`. Each update
-    comes with `num_steps`. Of tau gradients each counts for at most 1 / (1 - rho) and one at least in full, so a
-    norm below 1 or above tau / (1 - rho) is refused (EXTRA_RANGE); rho is the option `momentum`. Integer buffers are
+    A client with another optimiser (momentum of its own, proximal, decaying rate) sends it as `extra.fednova.norm`. Each
+    update comes with `num_steps`. Of tau gradients each counts for at most 1 / (1 - rho) and one at least in full, so a
+    norm below 1, or above 100 tau, which is a momentum of 0.99, is refused (EXTRA_RANGE). Integer buffers are
     averaged with the weights p_k / |a_k|.
     """
 
@@ -72,12 +73,12 @@ class FedNova(Strategy[FedNovaOptions]):
         steps, most = max(1, meta.num_steps or 1), self.options.max_steps
         if most is not None and steps > most:
             return Refused(f"num_steps is {steps}, the training's max_steps is {most}")
-        norm, longest = meta.extras.get("fednova.norm"), steps / (1 - self.options.momentum)
+        norm = meta.extras.get("fednova.norm")
+        longest = steps / (1 - max(HEAVY, self.options.momentum))
         if norm is None or 1 - ROUNDED <= norm <= longest * (1 + ROUNDED):
             return None
         return Refused(
-            f"'extra.fednova.norm' is {norm!r}; it must be 1 to {longest:g}, num_steps / (1 - momentum) with the "
-            f"training's momentum {self.options.momentum:g}"
+            f"'extra.fednova.norm' is {norm!r}; with {steps} local steps it is from 1 to {longest:g}, or num_steps is wrong"
         )
 
     def weights(self, metas: Sequence[UpdateMeta], gram: "Tensor | None") -> Sequence[float]:
