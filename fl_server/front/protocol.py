@@ -1,8 +1,11 @@
 """uvicorn's HTTP protocol, with limits for request heads, which it has not."""
 
 import asyncio
+from collections.abc import Sized
 from typing import Any
 
+from httptools import HttpParserError, HttpParserUpgrade
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from fl_server.front.refusals import refusal
@@ -10,21 +13,38 @@ from fl_server.front.refusals import refusal
 HEAD_BYTES = 2**16
 HEAD_SECONDS = 30.0
 GOODBYE_SECONDS = 120.0
+PIPELINED = 8  # requests of one connection that wait for those before them
+
+
+class Flow(FlowControl):
+    """Reads nothing more from a connection while requests of it wait for their turn."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+        self.discarding = False  # what is read is not kept
+
+    def resume_reading(self) -> None:
+        if self.discarding or not self._waiting:
+            super().resume_reading()
 
 
 class Protocol(HttpToolsProtocol):
     """A head has 30 seconds from its first byte (the first one: from the connection) and 64 KiB.
 
-    What is no HTTP is answered in the form of our errors, and not logged: anybody can send it.
+    What is no HTTP is answered in the form of our errors, and not logged: anybody can send it. Of requests that
+    are sent before their turn a few are answered; then the connection ends, and who wants more makes another.
     """
 
     _unused = 0  # bytes since the parser last had something to tell
     _in_head = True
+    flow: Flow
     _head_timer: asyncio.TimerHandle | None = None
     _running: RequestResponseCycle | None = None  # `cycle` is the one that was sent last
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
+        self.flow = Flow(self.transport, self.pipeline)
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -39,8 +59,17 @@ class Protocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        if self.flow.discarding:
+            return
         self._unused += len(data)
-        super().data_received(data)
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade:
+            pass  # nobody needs to know: it is answered as if it had not asked
+        except HttpParserError:
+            if not self.flow.discarding:
+                self._refuse("BAD_REQUEST")
         if self._unused > HEAD_BYTES:
             self._refuse("HEAD_TOO_LARGE")
         elif self._in_head and self._unused:
@@ -63,6 +92,8 @@ class Protocol(HttpToolsProtocol):
     # --- what the parser tells ---
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= PIPELINED:
+            self._enough()
         super().on_message_begin()
         self.scope["extensions"] = {"fl.abort": {"call": self.transport.abort}}
 
@@ -84,13 +115,14 @@ class Protocol(HttpToolsProtocol):
         self._unused, self._in_head = 0, True
         super().on_message_complete()
 
+    def _enough(self) -> None:
+        """The requests that are here are the last. Read on: closed with unread bytes, it would lose the answers."""
+        self.cycle.keep_alive = False
+        self.flow.discarding = True
+        self.flow.resume_reading()
+        raise ValueError("the parser ends here")
+
     # --- refusals ---
-
-    def send_400_response(self, msg: str) -> None:
-        self._refuse("BAD_REQUEST")
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Nobody needs to know: the request is answered as if it had not asked."""
 
     def _expect_head(self) -> None:
         if self._head_timer is None:

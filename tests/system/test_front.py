@@ -30,11 +30,11 @@ from fl_server_api.answer_points import SENT
 from fl_server_api.views import results
 from fl_server_core.models import User
 from fl_server_core.services.tokens import token_issue
+from tests.lines import ENOUGH, Line, Told
 from tests.scenes import person, scene, weights
 from tests.system.processes import until
 
 pytestmark = [pytest.mark.system, pytest.mark.django_db(transaction=True)]
-ENOUGH = 30.0
 THREADS, TRANSFERS = 2, 4
 
 
@@ -43,74 +43,21 @@ class Served:
     """The real server in a thread of this process, with as few threads as show what matters."""
 
     web: Web
-    lines: "list[Line]" = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
 
     @property
     def front(self) -> Front:
         front: Front = self.web.front
         return front
 
-    def line(self, token: str = "") -> "Line":
+    def line(self, token: str = "") -> Line:
         self.lines.append(Line(self.web.port, token))
         return self.lines[-1]
 
-    def get(self, path: str, token: str = "", **headers: str) -> "Told":
+    def get(self, path: str, token: str = "", **headers: str) -> Told:
         with self.line(token) as line:
             line.ask("GET", path, **headers)
             return line.told()
-
-
-@dataclass
-class Told:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-class Line:
-    """One connection of a client that decides itself when it says what."""
-
-    def __init__(self, port: int, token: str = "") -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=ENOUGH)
-        self._token = token
-
-    def __enter__(self) -> "Line":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self.socket.close()
-
-    def ask(self, method: str, path: str, body: bytes = b"", **headers: Any) -> None:
-        lines = [f"{method} {path} HTTP/1.1", "Host: localhost"]
-        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-        if self._token:
-            lines.append(f"Authorization: Token {self._token}")
-        self.say("\r\n".join([*lines, "", ""]).encode() + body)
-
-    def say(self, data: bytes) -> None:
-        self.socket.sendall(data)
-
-    def told(self, method: str = "GET") -> Told:
-        response = http.client.HTTPResponse(self.socket, method=method)
-        response.begin()
-        try:
-            headers = {name.lower(): value for name, value in response.getheaders()}
-            return Told(response.status, headers, response.read())
-        finally:
-            response.close()
-
-    def ended(self) -> bool:
-        """Whether the server has closed it (and says nothing more)."""
-        with contextlib.suppress(ConnectionResetError):
-            return self.socket.recv(1) == b""
-        return True
 
 
 @pytest.fixture

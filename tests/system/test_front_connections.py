@@ -1,0 +1,94 @@
+"""What one connection may do to the server's front, whatever is behind it: here a small WSGI application."""
+
+import fcntl
+import json
+import sys
+import termios
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from fl_server.embedded.web import Web
+from fl_server.front.protocol import PIPELINED
+from tests.lines import ENOUGH, Line
+from tests.system.processes import until
+
+pytestmark = pytest.mark.system
+
+
+def echo(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """Says what it was asked, with which body."""
+    body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    asked = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
+    start_response("200 OK", [])
+    return [json.dumps([asked, body.decode(), environ.get("HTTP_UPGRADE")]).encode()]
+
+
+def opened(app: Callable[..., Any], threads: int = 1) -> Web:
+    web = Web(("127.0.0.1", 0), app, threads=threads, tls=None)
+    web.open()
+    return web
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    web = opened(echo)
+    yield web
+    web.close()
+
+
+def connection(web: Web) -> HttpToolsProtocol:
+    """The only one."""
+    until(lambda: web._server.server_state.connections, "the connection", ENOUGH)
+    [found] = web._server.server_state.connections
+    assert isinstance(found, HttpToolsProtocol)
+    return found
+
+
+def unread(web: Web) -> int:
+    """Bytes that have come but were not read."""
+    count = fcntl.ioctl(
+        connection(web).transport.get_extra_info("socket"), termios.FIONREAD, b"1234"
+    )
+    return int.from_bytes(count, sys.byteorder)
+
+
+# --- requests that don't wait for the answer --------------------------------------------------
+
+
+def test_of_thousands_of_requests_at_once_a_few_are_kept_and_answered() -> None:
+    kept: list[int] = []
+    sent = threading.Event()
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        sent.wait(ENOUGH)
+        until(lambda: unread(web) == 0, "the requests", ENOUGH)
+        kept.append(len(connection(web).pipeline))
+        return echo(environ, start_response)
+
+    web = opened(app)
+    with Line(web.port) as line:
+        line.say(b"".join(b"GET /%d HTTP/1.1\r\n\r\n" % number for number in range(10_000)))
+        sent.set()
+        answers = [line.told() for _ in range(PIPELINED + 1)]
+
+        assert [answer.json[0] for answer in answers] == [f"GET /{n}" for n in range(PIPELINED + 1)]
+        assert max(kept) == PIPELINED
+        assert answers[-1].headers["connection"] == "close"
+        assert line.ended()
+    web.close()
+
+
+def test_a_few_requests_at_once_are_answered_in_turn_and_more_may_follow(web: Web) -> None:
+    with Line(web.port) as line:
+        for _ in range(2):
+            for number in range(PIPELINED):
+                line.ask("POST", f"/{number}", b"a body", Content_Length=6)
+            answers = [line.told().json for _ in range(PIPELINED)]
+
+            assert [answer[:2] for answer in answers] == [
+                [f"POST /{n}", "a body"] for n in range(PIPELINED)
+            ]
