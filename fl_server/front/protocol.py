@@ -64,9 +64,7 @@ class Protocol(HttpToolsProtocol):
             return
         self._unused += len(data)
         try:
-            self.parser.feed_data(data)
-        except HttpParserUpgrade:
-            pass  # nobody needs to know: it is answered as if it had not asked
+            self._parse(data)
         except HttpParserError:
             if not self.flow.discarding:
                 self._refuse("BAD_REQUEST")
@@ -74,6 +72,25 @@ class Protocol(HttpToolsProtocol):
             self._refuse("HEAD_TOO_LARGE")
         elif self._in_head and self._unused:
             self._expect_head()
+
+    def _parse(self, data: bytes) -> None:
+        """Offers of another protocol are taken for not made, which the parser can't be told: it takes the head again."""
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except HttpParserUpgrade as offer:
+                data = self._head_without_offer() + data[offer.args[0] :]
+            else:
+                return
+
+    def _head_without_offer(self) -> bytes:
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        kept = [pair for pair in self.headers if pair[0] != b"upgrade"]
+        lines = [
+            b"%b %b HTTP/%b\r\n" % (method, self.url, version),
+            *(b"%b: %b\r\n" % pair for pair in kept),
+        ]
+        return b"".join([*lines, b"\r\n"])
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -103,6 +120,10 @@ class Protocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise ValueError("this is no proxy")
+            return
         self._unused, self._in_head = 0, False
         self._forget_timer()
         super().on_headers_complete()
@@ -112,6 +133,8 @@ class Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._unused, self._in_head = 0, True
         super().on_message_complete()
 

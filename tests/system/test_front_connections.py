@@ -92,3 +92,43 @@ def test_a_few_requests_at_once_are_answered_in_turn_and_more_may_follow(web: We
             assert [answer[:2] for answer in answers] == [
                 [f"POST /{n}", "a body"] for n in range(PIPELINED)
             ]
+
+
+# --- offers of another protocol ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["in one segment", "in two"])
+@pytest.mark.parametrize(
+    ("how", "body"),
+    [
+        ({"Content_Length": 30}, b"GET /smuggled HTTP/1.1\r\nX: y\r\n"),
+        ({"Transfer_Encoding": "chunked"}, b"6\r\na body\r\n0\r\n\r\n"),
+        ({}, b""),
+    ],
+    ids=["length", "chunks", "no body"],
+)
+def test_an_offer_to_speak_http_2_changes_nothing(
+    web: Web, how: dict[str, Any], body: bytes, together: bool
+) -> None:
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2_Settings": "AAMA"}
+
+    with Line(web.port) as line:
+        line.ask("POST", "/first", body if together else b"", **offer, **how)
+        if not together:
+            until(lambda: connection(web).cycle is not None, "the head", ENOUGH)
+            line.say(body)
+        line.ask("GET", "/second")
+        first, second = line.told().json, line.told().json
+
+    sent = {30: body.decode(), None: "a body" if body else ""}[how.get("Content_Length")]
+    assert first == ["POST /first", sent, None]
+    assert second == ["GET /second", "", None]
+
+
+def test_a_tunnel_is_refused(web: Web) -> None:
+    with Line(web.port) as line:
+        line.say(b"CONNECT elsewhere:443 HTTP/1.1\r\nContent-Length: 4\r\n\r\nGET ")
+        told = line.told()
+
+        assert (told.status, told.json["code"]) == (400, "BAD_REQUEST")
+        assert line.ended()
