@@ -46,6 +46,12 @@ class Answer:
         """Whether it is sent at once."""
         return self.file is None and self.stream is None and len(self.body) <= SHORT
 
+    @property
+    def endless(self) -> bool:
+        """Whether it ends when its reader or the server does, rather than with what there is to say."""
+        kinds = (value for name, value in self.headers if name.lower() == b"content-type")
+        return any(kind.startswith(b"text/event-stream") for kind in kinds)
+
     def close(self) -> None:
         """End the request of a file or a stream; again does no harm."""
         for source in (self.file, self.stream):

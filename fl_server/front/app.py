@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,7 +11,9 @@ from django.conf import settings
 
 from fl_server.front.answers import Answer, Application, asked
 from fl_server.front.exchange import Exchange
+from fl_server_ai.notifications import wakeups
 from fl_server_ai.services.places import Places
+from fl_server_api.stopping import STOP
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -24,6 +27,7 @@ SLOW = re.compile(
     r"|POST /api/(v1/)?(models/|tasks/[^/]+/result/)|PATCH /api/(v1/)?uploads/[^/]+/"
 )
 FILE_THREADS = 4
+STREAM_SECONDS = 1.0  # to end a stream of events in, once the server stops
 
 
 class Front:
@@ -35,8 +39,9 @@ class Front:
 
     def __init__(self, app: Application, *, threads: int, transfers: int) -> None:
         self.app = app
-        self.stopping = False
         self.waiting: set[asyncio.Event] = set()  # long-polls
+        self.endless: set[Callable[[], None]] = set()  # what cuts off each stream of events
+        self._stop = threading.Event()
         self.asking = asyncio.Semaphore(max(1, threads // 2))  # of them, those that ask just now
         self.bodies = Places(lambda: max(1, transfers * 3 // 4), lambda: max(1, transfers // 4))
         self._control = ThreadPoolExecutor(threads, "control")
@@ -48,10 +53,18 @@ class Front:
             await Exchange(self, scope, receive, send).run()
 
     def stop(self) -> None:
-        """Have the long-polls answered now; new ones don't wait. In the event loop, any number of times."""
-        self.stopping = True
+        """Have the long-polls answered and streams of events ended now. In the event loop, any number of times."""
+        if self.stopping:
+            return
+        wakeups.stopped(self._stop)
         for event in self.waiting:
             event.set()
+        for cut in self.endless:
+            asyncio.get_running_loop().call_later(STREAM_SECONDS, cut)
+
+    @property
+    def stopping(self) -> bool:
+        return self._stop.is_set()
 
     def end(self) -> None:
         """No more requests: threads go when they are done."""
@@ -67,6 +80,7 @@ class Front:
         asked_for = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
         slow = large or bool(SLOW.fullmatch(asked_for))
         pool = self._transfers if slow else self._control
+        environ = {**environ, STOP: self._stop}
         return await asyncio.get_running_loop().run_in_executor(pool, asked, self.app, environ)
 
     async def read(self, answer: Answer) -> bytes:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -177,7 +177,8 @@ class Exchange:
                 pace.moved(len(piece))
 
         if answer.stream is not None:
-            await self._pump(answer.stream, send)
+            with self._stoppable(answer):
+                await self._pump(answer.stream, send)
         elif answer.file is not None:
             while block := await self.front.read(answer):
                 await send(block)
@@ -186,6 +187,17 @@ class Exchange:
         if gone.done():
             raise Gone
         await self._send({"type": "http.response.body", "body": b""})
+
+    @contextlib.contextmanager
+    def _stoppable(self, answer: Answer) -> Iterator[None]:
+        """Within the block a server that stops can cut an endless answer off: its reader may not read."""
+        cut = self.scope["extensions"]["fl.abort"]["call"]
+        if answer.endless:
+            self.front.endless.add(cut)
+        try:
+            yield
+        finally:
+            self.front.endless.discard(cut)
 
     async def _pump(self, stream: Any, send: Any) -> None:
         """Blocks as a thread makes them; one at a time is on its way."""

@@ -51,13 +51,31 @@ def generation(user_id: str) -> int:
         return _generations.get(user_id, _floor)
 
 
-def wait(user_id: str, seen: int, seconds: float, *, look: bool = True) -> None:
-    """Return when the generation is no longer the one seen, or after `seconds`.
+def wait(
+    user_id: str,
+    seen: int,
+    seconds: float,
+    *,
+    look: bool = True,
+    stop: threading.Event | None = None,
+) -> None:
+    """Return when the generation is no longer the one seen, or after `seconds`, or once `stopped` is told of `stop`.
 
     Without `look` the rows are not looked at meanwhile: for callers that do so themselves.
     """
+
+    def over() -> bool:
+        return _generations.get(user_id, _floor) != seen or (stop is not None and stop.is_set())
+
     with _condition, _counted(look=look):
-        _condition.wait_for(lambda: _generations.get(user_id, _floor) != seen, seconds)
+        _condition.wait_for(over, seconds)
+
+
+def stopped(stop: threading.Event) -> None:
+    """Set `stop`, and end the waits that were given it."""
+    with _condition:
+        stop.set()
+        _condition.notify_all()
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Watching a training: a look whenever something may have changed, without a connection in between."""
 
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -29,11 +30,13 @@ class Look:
     ended: bool
 
 
-def training_watch(*, training_id: uuid.UUID, user: User, seconds: float) -> Iterator[Look]:
+def training_watch(
+    *, training_id: uuid.UUID, user: User, seconds: float, stop: threading.Event
+) -> Iterator[Look]:
     """Look at once, then every two seconds or when something happened to the user, for `seconds` in all.
 
-    Ends early with the training, or when the user may no longer see it. Where too many
-    watch already (`places`), there is one look.
+    Ends early with the training, when the user may no longer see it, or when the server stops (`wakeups.stopped`).
+    Where too many watch already (`places`), there is one look.
     """
     until = time.monotonic() + seconds
     with STREAMS.one(str(user.pk)) as granted:
@@ -47,9 +50,9 @@ def training_watch(*, training_id: uuid.UUID, user: User, seconds: float) -> Ite
                 return
             yield look
             left = until - time.monotonic()
-            if look.ended or not granted or left <= 0:
+            if look.ended or not granted or left <= 0 or stop.is_set():
                 return
-            wakeups.wait(str(user.pk), seen, min(left, LOOK_SECONDS))
+            wakeups.wait(str(user.pk), seen, min(left, LOOK_SECONDS), stop=stop)
 
 
 def _look(training_id: uuid.UUID, user: User) -> Look | None:

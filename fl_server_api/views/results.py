@@ -24,6 +24,7 @@ from fl_server_api.serializers.results import (
     VersionOutput,
     WatchOutput,
 )
+from fl_server_api.stopping import stop_of
 from fl_server_api.views.base import View, answers
 from fl_server_core.exceptions import Invalid
 from fl_server_core.models import Training
@@ -167,7 +168,10 @@ class TrainingEventsView(View):
         """
         training = _training(request, pk)
         looks = training_watch(
-            training_id=training.pk, user=caller(request), seconds=STREAM_SECONDS
+            training_id=training.pk,
+            user=caller(request),
+            seconds=STREAM_SECONDS,
+            stop=stop_of(request),
         )
         answer = StreamingHttpResponse(
             _events(looks, request.headers.get("Last-Event-ID", "")),

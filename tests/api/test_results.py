@@ -180,7 +180,7 @@ def test_events_tell_each_change_once_and_end_with_the_training(login, monkeypat
             lambda: running.work(),
         ]
     )
-    monkeypatch.setattr(watching.wakeups, "wait", lambda user, seen, seconds: next(steps)())
+    monkeypatch.setattr(watching.wakeups, "wait", lambda user, seen, seconds, stop: next(steps)())
 
     answer = login(running.actor).get(at(running, "events/"))
     told = events(answer)
@@ -220,7 +220,7 @@ def test_who_is_taken_out_sees_the_stream_end(login, monkeypatch) -> None:
     monkeypatch.setattr(
         watching.wakeups,
         "wait",
-        lambda user, seen, seconds: gone.memberships.update(removed_at=timezone.now()),
+        lambda user, seen, seconds, stop: gone.memberships.update(removed_at=timezone.now()),
     )
 
     told = events(login(gone).get(at(running, "events/")))

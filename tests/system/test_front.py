@@ -174,17 +174,26 @@ def test_a_poll_is_not_for_headers_to_fake_and_ends_when_its_time_is_over(served
     assert served.get("/api/tasks/?wait=60").status == 401
 
 
-def test_a_server_that_stops_answers_its_polls(served: Served) -> None:
-    [line] = polls(served, [token_issue(user=person("ada", client=True))])
+def test_a_server_that_stops_answers_its_polls_and_ends_its_streams(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "LOOK_SECONDS", ENOUGH)
+    told = scene("ada", started=False)
+    [line] = polls(served, [token_issue(user=told.sites["ada"])])
+    watcher = served.line(token_issue(user=told.actor))
+    watcher.ask("GET", f"/api/trainings/{told.training.pk}/events/")
     waiting(served, 1)
+    until(lambda: wakeups._waiting == 2, "the poll and the stream")
 
     served.web.close()
 
-    answer = line.told()
+    assert not served.web._thread.is_alive()
+    answer, events = line.told(), watcher.told()
     assert (answer.status, answer.json["state"]) == (200, "wait")
     assert answer.headers["connection"] == "close"
+    assert events.body.endswith(b"}\n\n")
     assert line.ended()
-    line.close()
+    assert watcher.ended()
 
 
 # --- slow clients -----------------------------------------------------------------------------

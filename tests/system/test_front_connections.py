@@ -12,7 +12,9 @@ import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fl_server.embedded.web import Web
+from fl_server.front import app
 from fl_server.front.protocol import PIPELINED
+from fl_server_api.stopping import STOP
 from tests.lines import ENOUGH, Line
 from tests.system.processes import until
 
@@ -132,3 +134,44 @@ def test_a_tunnel_is_refused(web: Web) -> None:
 
         assert (told.status, told.json["code"]) == (400, "BAD_REQUEST")
         assert line.ended()
+
+
+# --- who doesn't read -------------------------------------------------------------------------
+
+
+class Events:
+    """A stream as Django makes them, with more to say than a line takes; it never ends by itself."""
+
+    streaming = True
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+
+    def __iter__(self) -> Iterator[bytes]:
+        while not self._stop.is_set():
+            yield bytes(2**20)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_a_reader_of_events_who_does_not_read_does_not_keep_a_server_from_stopping(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(app, "STREAM_SECONDS", 0.0)
+
+    def stream(environ: dict[str, Any], start_response: Callable[..., Any]) -> Events:
+        start_response("200 OK", [("Content-Type", "text/event-stream")])
+        return Events(environ[STOP])
+
+    web = opened(stream)
+    with Line(web.port) as line:
+        line.ask("GET", "/")
+        until(lambda: connection(web).flow.write_paused, "a full line", ENOUGH)
+
+        web.close()
+
+    assert not web._thread.is_alive()
+    assert [
+        record for record in caplog.records if record.levelname == "ERROR"
+    ] == []  # none cancelled
