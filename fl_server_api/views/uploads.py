@@ -1,7 +1,6 @@
 """Resumable uploads: the tus 1.0.0 protocol with creation, checksum, expiration and termination."""
 
 import base64
-import binascii
 import hashlib
 import re
 from collections.abc import Iterator
@@ -223,7 +222,7 @@ def _checksum(request: Request) -> tuple[str, bytes] | None:
 def _unpacked(text: str, header: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # of base64, or of letters that are none of ASCII
         raise Invalid(f"{header} holds no valid base64", code="BAD_HEADER") from error
 
 

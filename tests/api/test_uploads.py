@@ -304,6 +304,7 @@ PIECES: dict[str, tuple[dict[str, Any], int, str]] = {
     "another media type": ({"content_type": "text/plain"}, 415, "UNSUPPORTED_MEDIA_TYPE"),
     "an unknown checksum": ({"HTTP_UPLOAD_CHECKSUM": "crc32 eA=="}, 400, "BAD_CHECKSUM"),
     "a short checksum": ({"HTTP_UPLOAD_CHECKSUM": "sha1 eA=="}, 400, "BAD_CHECKSUM"),
+    "a checksum that is no ASCII": ({"HTTP_UPLOAD_CHECKSUM": "sha256 \xe9"}, 400, "BAD_HEADER"),
     "no version": ({"HTTP_TUS_RESUMABLE": ""}, 412, "TUS_VERSION"),
 }
 
