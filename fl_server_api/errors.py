@@ -190,6 +190,13 @@ def invalid_host(request: HttpRequest) -> JsonResponse:
     return answer
 
 
+def bad_content_type(request: HttpRequest) -> JsonResponse:
+    """For a `Content-Type` that can't be taken apart."""
+    drain(request)
+    said = "the header Content-Type can't be read; send a type as application/json, with plain parameters"
+    return _plain(request, 400, "BAD_HEADER", said)
+
+
 def server_error(request: HttpRequest) -> JsonResponse:
     """For bugs: says nothing about them but the id to look for in the log."""
     return _plain(request, 500, "SERVER_ERROR", "the server failed; its log knows this request_id")

@@ -44,6 +44,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "fl_server_api.middleware.RequestIdMiddleware",
     "fl_server_api.middleware.HostMiddleware",
+    "fl_server_api.middleware.HeadMiddleware",
     "fl_server_api.middleware.StagedFilesMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
-from django.core.wsgi import get_wsgi_application
 from django.test.client import encode_multipart
 from safetensors.numpy import save
 
@@ -27,6 +26,7 @@ from fl_server_ai.services import updates, watching
 from fl_server_ai.services.places import EACH, POLLS
 from fl_server_ai.services.trainings import training_start
 from fl_server_api.answer_points import SENT
+from fl_server_api.requests import wsgi_application
 from fl_server_api.views import results
 from fl_server_core.models import User
 from fl_server_core.services.tokens import token_issue
@@ -64,7 +64,7 @@ class Served:
 def served(settings: Any) -> Iterator[Served]:
     settings.FL_TRANSFER_THREADS = TRANSFERS
     settings.FL_POLL_SECONDS = 60
-    web = Web(("127.0.0.1", 0), get_wsgi_application(), threads=THREADS, tls=None)
+    web = Web(("127.0.0.1", 0), wsgi_application(), threads=THREADS, tls=None)
     web.open()
     server = Served(web)
     yield server

@@ -7,7 +7,6 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.core.wsgi import get_wsgi_application
 
 from fl_server.bootstrap import ensure_admin, migrate
 from fl_server.embedded.background import notifier, reconciler
@@ -19,6 +18,7 @@ from fl_server_ai.checks import plugin_faults
 from fl_server_ai.dispatch import INFERENCE, PROCESS, register_sender
 from fl_server_ai.notifications import wakeups
 from fl_server_ai.services.reconciler import event_lease_drop
+from fl_server_api.requests import wsgi_application
 from fl_server_core.services.inference import job_lease_drop
 
 
@@ -106,7 +106,7 @@ class Command(BaseCommand):
             on_hint=send,
         )
         register_sender("embedded", send)
-        web = Web((host, port), get_wsgi_application(), threads=threads, tls=tls)
+        web = Web((host, port), wsgi_application(), threads=threads, tls=tls)
         try:
             web.open()
         except OSError as error:
