@@ -2,9 +2,11 @@
 
 import fcntl
 import json
+import socket
 import sys
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,13 +14,16 @@ import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fl_server.embedded.web import Web
-from fl_server.front import app
+from fl_server.front import app, exchange, protocol
+from fl_server.front.answers import SHORT
 from fl_server.front.protocol import PIPELINED
 from fl_server_api.stopping import STOP
 from tests.lines import ENOUGH, Line
 from tests.system.processes import until
 
 pytestmark = pytest.mark.system
+ROOM = 2**14
+LARGE = 2**21
 
 
 def echo(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
@@ -35,7 +40,7 @@ def opened(app: Callable[..., Any], threads: int = 1) -> Web:
     return web
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def web() -> Iterator[Web]:
     web = opened(echo)
     yield web
@@ -44,8 +49,9 @@ def web() -> Iterator[Web]:
 
 def connection(web: Web) -> HttpToolsProtocol:
     """The only one."""
-    until(lambda: web._server.server_state.connections, "the connection", ENOUGH)
-    [found] = web._server.server_state.connections
+    open_now = web._server.server_state.connections
+    until(lambda: len(open_now) == 1, "one connection", ENOUGH)
+    [found] = open_now
     assert isinstance(found, HttpToolsProtocol)
     return found
 
@@ -136,7 +142,75 @@ def test_a_tunnel_is_refused(web: Web) -> None:
         assert line.ended()
 
 
-# --- who doesn't read -------------------------------------------------------------------------
+# --- who is slow, and who doesn't read --------------------------------------------------------
+
+
+def large(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    start_response("200 OK", [])
+    return [bytes(LARGE)]
+
+
+def narrow(web: Web) -> Web:
+    """With little room for what is under way: what a client doesn't read, the server hasn't sent."""
+    web._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
+    return web
+
+
+def gone(web: Web) -> None:
+    state = web._server.server_state
+    until(lambda: not state.connections and not state.tasks, "the end of the connection", ENOUGH)
+
+
+def test_who_is_slow_but_moves_outlives_the_limit_of_silence_in_both_directions(
+    web: Web, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silence, pieces, pause = 0.8, 30, 0.06
+    settings.FL_STALLED_SECONDS, settings.FL_SLOWEST_TRANSFER = silence, 1
+    monkeypatch.setattr(exchange, "PATIENCE", 1)
+    assert pieces * pause > 2 * silence
+    sending = narrow(opened(large))
+    with Line(web.port) as small, Line(web.port) as big, Line(sending.port, room=ROOM) as reader:
+        small.ask("POST", "/small", Content_Length=pieces)
+        big.ask("POST", "/big", Content_Length=pieces * 5_000)
+        reader.ask("GET", "/", Connection="close")
+        read = []
+        for _ in range(pieces):
+            small.say(b"x")
+            big.say(b"x" * 5_000)
+            read.append(reader.socket.recv(2 * ROOM))
+            time.sleep(pause)
+        read.extend(iter(lambda: reader.socket.recv(2**20), b""))
+
+        assert small.told().json[1] == "x" * pieces
+        assert big.told().json[1] == "x" * pieces * 5_000
+        assert b"".join(read).endswith(b"\r\n\r\n" + bytes(LARGE))
+    sending.close()
+
+
+def test_a_reader_who_does_not_read_is_cut_off(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.FL_STALLED_SECONDS = 0.1
+    monkeypatch.setattr(exchange, "PATIENCE", 1)
+    web = narrow(opened(large))
+    with Line(web.port, room=ROOM) as line:
+        line.ask("GET", "/")
+        until(lambda: connection(web).flow.write_paused, "a full line", ENOUGH)
+
+        gone(web)
+    web.close()
+
+
+def test_who_leaves_a_last_answer_unread_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "GOODBYE_SECONDS", 0.1)
+    monkeypatch.setitem(globals(), "LARGE", SHORT)  # sent without waiting for the reader
+    web = narrow(opened(large))
+    with Line(web.port, room=ROOM) as line:
+        line.ask("GET", "/", Connection="close")
+        until(lambda: connection(web).transport.is_closing(), "the last answer", ENOUGH)
+
+        gone(web)
+    web.close()
 
 
 class Events:
