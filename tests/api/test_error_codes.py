@@ -4,6 +4,7 @@ All tests of this folder note what they are refused with (`provoked.py`); here a
 test is about, and at the end of a whole run the two lists are compared.
 """
 
+import contextlib
 import importlib.util
 import io
 from collections.abc import Callable, Iterator
@@ -19,6 +20,9 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 from safetensors.numpy import save
 
+from fl_server.embedded.web import Web
+from fl_server.front.admission import NOBODY
+from fl_server.front.refusals import REFUSALS
 from fl_server_ai.inference import pool
 from fl_server_ai.inference.tasks import run_inference
 from fl_server_ai.services.reconciler import sweep
@@ -30,6 +34,7 @@ from fl_server_core.services.tokens import token_issue
 from tests.ai.hostile import CORPUS
 from tests.ai.hostile.building import named, program, saved_parts, scripted, storage, tensor, zipped
 from tests.api.provoked import PROVOKED
+from tests.lines import Line
 from tests.scenes import person, scene, weights
 
 DOCS = Path(__file__).parents[2] / "docs" / "error_codes.py"
@@ -371,14 +376,58 @@ def test_a_code_is_what_its_request_is_answered_with(
         pool.close()
 
 
+FRONTS = {  # what the server's front refuses by itself, and what it says so to
+    "BAD_REQUEST": b"nonsense\r\n\r\n",
+    "HEAD_TOO_LARGE": b"GET /" + b"x" * 2**17,
+    "LENGTH_REQUIRED": (
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
+        % (2**17, bytes(2**17))
+    ),
+    "TOO_MANY_BODIES": (
+        b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % 2**17
+    ),
+    "TOO_SLOW": b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\n",
+}
+
+
+def reads(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """An application that wants all bodies."""
+    with contextlib.suppress(OSError):
+        environ["wsgi.input"].read()
+    start_response("200 OK", [])
+    return []
+
+
+def test_a_code_of_the_front_is_what_it_answers(settings: Any) -> None:
+    settings.FL_STALLED_SECONDS = 0.1
+    web = Web(("127.0.0.1", 0), reads, threads=1, tls=None)
+    web.open()
+    while web.front.bodies.take(NOBODY):
+        pass
+    answers = set()
+    for said in FRONTS.values():
+        with Line(web.port) as line:
+            line.say(said)
+            told = line.told()
+            answers.add((told.status, told.json["code"]))
+    web.close()
+
+    assert answers == {(status, code) for code, (status, _) in REFUSALS.items()}
+    assert {code for _, code in answers} == set(FRONTS)
+    PROVOKED.update(answers)
+
+
 def documented() -> dict[tuple[int, str], Any]:
-    """What the reference page lists, read from the source by what makes it."""
+    """What the reference page lists: read from the source by what makes it, and the front's own."""
     spec = importlib.util.spec_from_file_location("error_codes", DOCS)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return {(entry.status, entry.code): entry for entry in module.refusals()}
+    found = {(entry.status, entry.code): entry for entry in module.refusals()}
+    for code, (status, said) in REFUSALS.items():
+        found.setdefault((status, code), module.Entry(status, code)).says[said] = None
+    return found
 
 
 def test_each_documented_code_says_something() -> None:
