@@ -9,6 +9,7 @@ import importlib.util
 import io
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -417,6 +418,7 @@ def test_a_code_of_the_front_is_what_it_answers(settings: Any) -> None:
     PROVOKED.update(answers)
 
 
+@cache
 def documented() -> dict[tuple[int, str], Any]:
     """What the reference page lists: read from the source by what makes it, and the front's own."""
     spec = importlib.util.spec_from_file_location("error_codes", DOCS)
