@@ -19,6 +19,8 @@ from rest_framework.views import set_rollback
 
 from fl_server_api.draining import drain
 from fl_server_core import exceptions as domain
+from fl_server_core.connections import database_full
+from fl_server_core.storage import out_of_space
 
 log = logging.getLogger("fl.server")
 RETRY_SECONDS = 2
@@ -68,6 +70,10 @@ def handle(error: Exception, context: dict[str, Any]) -> Response | None:
 
 
 def _answer(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]] | None:
+    if database_full(error) or (isinstance(error, OSError) and out_of_space(error)):
+        log.warning("no room on the disk: %s", error)
+        said = "the server's disk is full; nothing was stored"
+        return _domain(domain.OutOfSpace(said))
     if isinstance(error, OperationalError | InterfaceError):
         log.warning("the database is away: %s", error)
         said = "the database can't be asked just now; try again in a moment"

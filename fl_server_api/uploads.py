@@ -1,5 +1,6 @@
 """Uploaded files go straight to staging, hashed and counted on the way; memory stays flat."""
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from django.http import HttpRequest
 from rest_framework.request import Request
 
 from fl_server_core.connections import connection_release
-from fl_server_core.exceptions import Invalid, OutOfSpace, TooLarge
-from fl_server_core.storage import out_of_space, staging_path
+from fl_server_core.exceptions import Invalid, TooLarge
+from fl_server_core.storage import needs_room, staging_path, write_all
 
 CHUNK = 2**20
 QUICK = 2**16  # bytes of a body that is here already, or as good as
@@ -27,7 +28,7 @@ class StagedFile(UploadedFile):  # type: ignore[type-arg]
     def __init__(self, name: str, content_type: str | None, most: int) -> None:
         self._most = most
         self.staged_path: Path = staging_path(".upload")
-        self._out = self.staged_path.open("xb")
+        self._out = self.staged_path.open("xb", buffering=0)
         super().__init__(self._out, name, content_type, 0)
         self._hash = hashlib.sha256()
 
@@ -42,19 +43,17 @@ class StagedFile(UploadedFile):  # type: ignore[type-arg]
         if self.size > self._most:
             raise TooLarge(f"a file may have {self._most:,} bytes")
         self._hash.update(data)
-        try:
-            self._out.write(data)
-        except OSError as error:
-            if out_of_space(error):
-                raise OutOfSpace("the server's disk is full; nothing was stored") from error
-            raise
+        with needs_room():
+            write_all(self._out, data)
 
     def finish(self) -> None:
         """Nothing more will be added."""
-        self._out.close()
+        with needs_room():  # a network's disk may say so as late as that
+            self._out.close()
 
     def close(self) -> None:
-        self._out.close()
+        with contextlib.suppress(OSError):  # what could not be written is deleted anyway
+            self._out.close()
         self.staged_path.unlink(missing_ok=True)
 
 

@@ -7,12 +7,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, cast
 
 from django.conf import settings
 from django.core.files import File
 from django.core.files.storage import FileSystemStorage, Storage, storages
 
+from fl_server_core.exceptions import OutOfSpace
 from fl_server_core.killpoints import around, reached
 
 if TYPE_CHECKING:
@@ -62,8 +63,26 @@ def has_paths() -> bool:
 
 
 def out_of_space(error: OSError) -> bool:
-    """Whether the disk or a quota is full."""
-    return error.errno in {errno.ENOSPC, errno.EDQUOT}
+    """Whether the disk or a quota is full, or the file larger than files may be here (`ulimit -f`)."""
+    return error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def needs_room(said: str = "the server's disk is full; nothing was stored") -> Iterator[None]:
+    """A full disk in the block is `OutOfSpace`."""
+    try:
+        yield
+    except OSError as error:
+        if out_of_space(error):
+            raise OutOfSpace(said) from error
+        raise
+
+
+def write_all(file: IO[bytes], block: bytes) -> None:
+    """Every byte to an unbuffered file; where the disk is full, the first ones are there."""
+    view = memoryview(block)
+    while view:
+        view = view[file.write(view) :]
 
 
 def staging_path(suffix: str = "") -> Path:

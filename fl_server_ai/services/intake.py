@@ -11,10 +11,9 @@ from fl_server_ai.containers import Extracted, Limits, Manifest, extract
 from fl_server_ai.received.form import Form, form_of
 from fl_server_ai.received.store import Received, Written, receive
 from fl_server_ai.received.wanted import Wanted
-from fl_server_core.exceptions import OutOfSpace
 from fl_server_core.models import Blob, Training
 from fl_server_core.services.blobs import blob_store
-from fl_server_core.storage import local_path, out_of_space, staging_path
+from fl_server_core.storage import local_path, needs_room, staging_path
 
 
 class Publish:
@@ -44,14 +43,10 @@ def canonical_blob(file: Path, *, sha256: str | None) -> Iterator[tuple[Manifest
 
 @contextmanager
 def _extracted(file: Path, path: Path, sha256: str | None) -> Iterator[Extracted]:
+    limits = Limits(file_bytes=settings.FL_MAX_MODEL_BYTES)
     try:
-        yield extract(
-            file, path, limits=Limits(file_bytes=settings.FL_MAX_MODEL_BYTES), sha256=sha256
-        )
-    except OSError as error:
-        if out_of_space(error):
-            raise OutOfSpace("the server's disk is full; nothing was stored") from error
-        raise
+        with needs_room():
+            yield extract(file, path, limits=limits, sha256=sha256)
     finally:
         path.unlink(missing_ok=True)
         file.unlink(missing_ok=True)

@@ -19,13 +19,13 @@ from fl_server_ai.sandbox.programs import Kind
 from fl_server_ai.services.intake import canonical_blob
 from fl_server_ai.services.preprocessing import keep, preprocessing_blob
 from fl_server_ai.services.renderings import rendering
-from fl_server_core.exceptions import Conflict, NotPermitted, OutOfSpace
+from fl_server_core.exceptions import Conflict, NotPermitted
 from fl_server_core.lifecycle import TaskKind, TaskState
 from fl_server_core.models import Blob, GlobalModel, Task, User
 from fl_server_core.models.weights import ModelType
 from fl_server_core.services.blobs import blob_discard, blob_store
 from fl_server_core.services.models import model_create
-from fl_server_core.storage import local_path, out_of_space, staging_path
+from fl_server_core.storage import local_path, needs_room, staging_path
 
 SAFETENSORS = "safetensors"
 # Containers that hold a program, and what the sandbox calls it.
@@ -165,16 +165,12 @@ def weights_open(*, model: GlobalModel, blob: Blob, container: str) -> Iterator[
         kept = f"{template.digest[:16] if template else container}-{blob.digest}"
 
         def make(path: Path) -> None:
-            try:
+            with needs_room("the server's disk is full; ask for safetensors"):
                 if template is None:
                     write_back(container, canonical, path)
                     return
                 with local_path(template) as original:
                     write_back(container, canonical, path, original)
-            except OSError as error:
-                if out_of_space(error):
-                    raise OutOfSpace("the server's disk is full; ask for safetensors") from error
-                raise
 
         with rendering(kept, make) as (path, digest):
             yield Rendered(path, digest, path.stat().st_size)

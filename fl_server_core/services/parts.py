@@ -11,15 +11,18 @@ from typing import IO
 
 from django.conf import settings
 
-from fl_server_core.exceptions import Conflict, NotFound, OutOfSpace
-from fl_server_core.storage import fsync_dir, out_of_space
+from fl_server_core.exceptions import Conflict, NotFound
+from fl_server_core.storage import fsync_dir, needs_room, write_all
+
+FULL = "the server's disk is full; what has arrived is kept, go on when there is room"
 
 
 class Parts:
     """An upload's file. Its size is how much has arrived; a kill at any time leaves it usable.
 
     A connection that is dead for the client may look alive to the server for minutes. So nobody waits
-    for the former writer: each new one leaves its mark, and whoever finds another's mark stops.
+    for the former writer: each new one leaves its mark, and whoever finds another's mark stops. The mark
+    is as long as ever, and written over in its place: for that a full disk has room.
     """
 
     def __init__(self, upload_id: uuid.UUID) -> None:
@@ -34,9 +37,11 @@ class Parts:
         return folder
 
     def create(self) -> None:
-        """An empty file whose name survives a power cut."""
-        self.path.touch(exist_ok=False)
-        fsync_dir(self.path.parent)
+        """An empty file and its mark, whose names survive a power cut."""
+        self._sign()
+        with needs_room():
+            self.path.touch(exist_ok=False)
+            fsync_dir(self.path.parent)
 
     def size(self) -> int:
         """How many bytes are here, without stopping anybody; 0 if the file is gone."""
@@ -48,8 +53,9 @@ class Parts:
     def stop_others(self) -> int:
         """Become the only writer; returns how many bytes are here, on disk and not only in memory."""
         with self._locked() as file:
-            self._mark.write_text(self._me)
-            os.fsync(file.fileno())
+            self._sign()
+            with needs_room():
+                os.fsync(file.fileno())
             return os.fstat(file.fileno()).st_size
 
     @contextmanager
@@ -61,12 +67,14 @@ class Parts:
             def write(block: bytes) -> None:
                 with _lock(file):
                     self._check()
-                    _all(file, block)
+                    with needs_room(FULL):
+                        write_all(file, block)
 
             try:
                 yield write
             finally:
-                os.fsync(file.fileno())
+                with needs_room(FULL):
+                    os.fsync(file.fileno())
 
     def cut(self, size: int) -> None:
         """Take back what was appended after `size`, unless another writer has taken over."""
@@ -103,6 +111,12 @@ class Parts:
         except FileNotFoundError as error:
             raise gone() from error
 
+    def _sign(self) -> None:
+        """Leave our mark over the last one."""
+        fd = os.open(self._mark, os.O_WRONLY | os.O_CREAT, 0o600)
+        with os.fdopen(fd, "wb", buffering=0) as file, needs_room(FULL):
+            write_all(file, self._me.encode())
+
     def _mine(self) -> bool:
         try:
             return self._mark.read_text() == self._me
@@ -126,21 +140,3 @@ def _lock(file: IO[bytes]) -> Iterator[None]:
         yield
     finally:
         fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def _all(file: IO[bytes], block: bytes) -> None:
-    """Every byte; where the disk is full, the first ones are kept and count."""
-    view = memoryview(block)
-    try:
-        while view:
-            view = view[_write(file, view) :]
-    except OSError as error:
-        if out_of_space(error):
-            raise OutOfSpace(
-                "the server's disk is full; what has arrived is kept, go on when there is room"
-            ) from error
-        raise
-
-
-def _write(file: IO[bytes], block: memoryview) -> int:
-    return file.write(block)

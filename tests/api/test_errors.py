@@ -1,8 +1,11 @@
 """Nothing that a client can send is a 500, and every refusal has a code and a request id."""
 
+import contextlib
 import json
+import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from django.db import InterfaceError, OperationalError
@@ -245,3 +248,42 @@ def test_a_database_that_is_away_is_said_to_be_away(kind: type[Exception]) -> No
     assert (answer.status_code, answer.data["code"]) == (503, "DATABASE_AWAY")
     assert answer.headers["Retry-After"] == "2"
     assert "connection" not in answer.data["detail"]
+
+
+class DiskFull(Exception):
+    """What PostgreSQL's driver raises: the server alone can set its code."""
+
+    pgcode = "53100"
+
+
+def full_sqlite() -> Exception:
+    database = sqlite3.connect(":memory:")
+    database.execute("create table t (x)")
+    database.execute("pragma max_page_count = 2")
+    with contextlib.closing(database), pytest.raises(sqlite3.OperationalError) as full:
+        database.execute("insert into t values (zeroblob(100000))")
+    return full.value
+
+
+@pytest.mark.parametrize("cause", [DiskFull(), full_sqlite()], ids=["PostgreSQL", "SQLite"])
+def test_a_database_without_room_is_not_said_to_be_away(cause: Exception) -> None:
+    error = OperationalError("no room")
+    error.__cause__ = cause
+
+    answer = handle(error, {})
+
+    assert answer is not None
+    assert (answer.status_code, answer.data["code"]) == (507, "OUT_OF_SPACE")
+
+
+def test_a_full_disk_is_said_to_be_full_wherever_it_shows() -> None:
+    with (
+        Path("/dev/full").open("wb", buffering=0) as disk,
+        pytest.raises(OSError, match="space") as full,
+    ):
+        disk.write(b"x")
+
+    answer = handle(full.value, {})
+
+    assert answer is not None
+    assert (answer.status_code, answer.data["code"]) == (507, "OUT_OF_SPACE")
