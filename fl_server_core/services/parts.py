@@ -15,14 +15,17 @@ from fl_server_core.exceptions import Conflict, NotFound
 from fl_server_core.storage import fsync_dir, needs_room, write_all
 
 FULL = "the server's disk is full; what has arrived is kept, go on when there is room"
+ALL = "all"
+MARK = 53  # bytes: who writes, and how many count
 
 
 class Parts:
     """An upload's file. Its size is how much has arrived; a kill at any time leaves it usable.
 
     A connection that is dead for the client may look alive to the server for minutes. So nobody waits
-    for the former writer: each new one leaves its mark, and whoever finds another's mark stops. The mark
-    is as long as ever, and written over in its place: for that a full disk has room.
+    for the former writer: each new one leaves its mark, and whoever finds another's mark stops. The mark also
+    says how many bytes count, where what follows is not checked yet. It is as long as ever, and written over in
+    its place: for that a full disk has room.
     """
 
     def __init__(self, upload_id: uuid.UUID) -> None:
@@ -51,12 +54,12 @@ class Parts:
             return 0
 
     def stop_others(self) -> int:
-        """Become the only writer; returns how many bytes are here, on disk and not only in memory."""
+        """Become the only writer; returns how many bytes are here, on disk and not only in memory.
+
+        What the former writer meant to add whole, and has not, is gone.
+        """
         with self._locked() as file:
-            self._sign()
-            with needs_room():
-                os.fsync(file.fileno())
-            return os.fstat(file.fileno()).st_size
+            return self._keep(file, self._read()[1])
 
     @contextmanager
     def writing(self) -> Iterator[Callable[[bytes], None]]:
@@ -76,12 +79,23 @@ class Parts:
                 with needs_room(FULL):
                     os.fsync(file.fileno())
 
-    def cut(self, size: int) -> None:
-        """Take back what was appended after `size`, unless another writer has taken over."""
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """What is appended in the block counts from its end on; an error, a kill or another writer takes it back."""
         with self._locked() as file:
-            if self._mine():
-                file.truncate(size)
-                os.fsync(file.fileno())
+            self._check()
+            size = file.seek(0, os.SEEK_END)
+            self._sign(size)
+        try:
+            yield
+        except BaseException:
+            with self._locked() as file:
+                if self._mine():
+                    self._keep(file, size)
+            raise
+        with self._locked() as file:
+            self._check()
+            self._keep(file, None)
 
     def sha256(self) -> str:
         """Of all the bytes (hexadecimal)."""
@@ -111,17 +125,36 @@ class Parts:
         except FileNotFoundError as error:
             raise gone() from error
 
-    def _sign(self) -> None:
-        """Leave our mark over the last one."""
+    def _keep(self, file: IO[bytes], counted: int | None) -> int:
+        """Of what is here only the first `counted` bytes (None: all) stay, for good; how many that are."""
+        size = file.seek(0, os.SEEK_END)
+        if counted is not None and counted < size:
+            size = file.truncate(counted)
+        with needs_room(FULL):
+            os.fsync(file.fileno())
+        self._sign()
+        return size
+
+    def _sign(self, counted: int | None = None) -> None:
+        """Leave our mark over the last one; it is durable where one of them does not count all bytes."""
+        durable = counted is not None or self._read()[1] is not None
         fd = os.open(self._mark, os.O_WRONLY | os.O_CREAT, 0o600)
         with os.fdopen(fd, "wb", buffering=0) as file, needs_room(FULL):
-            write_all(file, self._me.encode())
+            write_all(file, f"{self._me} {ALL if counted is None else counted:>20}".encode())
+            if durable:
+                os.fsync(fd)
+
+    def _read(self) -> tuple[str, int | None]:
+        """Whose mark it is, and how many bytes count; None for all."""
+        try:
+            with self._mark.open("rb", buffering=0) as file:
+                writer, _, counted = file.read(MARK).decode("ascii", "replace").partition(" ")
+        except FileNotFoundError:
+            return "", None
+        return writer, int(counted) if counted.strip().isdecimal() else None
 
     def _mine(self) -> bool:
-        try:
-            return self._mark.read_text() == self._me
-        except FileNotFoundError:
-            return False
+        return self._read()[0] == self._me
 
     def _check(self) -> None:
         if not self._mine():

@@ -115,7 +115,7 @@ def upload_append(
         if checksum is None:
             offset = _receive(write, blocks, offset, upload.length)
         else:
-            with _all_or_nothing(parts, found):
+            with parts.whole():
                 offset = _receive(write, _summed(blocks, *checksum), offset, upload.length)
     if offset == upload.length:
         upload_finish(upload)
@@ -141,15 +141,6 @@ def _summed(blocks: Iterable[bytes], algorithm: str, digest: bytes) -> Iterator[
         yield block
     if found.digest() != digest:
         raise ChecksumMismatch("the piece is not what its checksum says; send it again")
-
-
-@contextmanager
-def _all_or_nothing(parts: Parts, size: int) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        parts.cut(size)
-        raise
 
 
 def upload_finish(upload: Upload) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,47 @@ def test_whoever_asks_for_the_offset_stops_a_writer_that_hangs(ada) -> None:
     assert stopped.value.error_code == "UPLOAD_TAKEN_OVER"
     assert offset(ada, url) == 50
     assert patch(ada, url, DATA[50:], 50).status_code == 204
+
+
+@pytest.mark.parametrize("last", [True, False], ids=["at its end", "in its middle"])
+def test_whoever_stops_a_piece_with_a_checksum_takes_it_back(ada, last: bool) -> None:
+    url = begin(ada)
+    patch(ada, url, DATA[:100])
+    upload = Upload.objects.get()
+
+    def hanging() -> Iterator[bytes]:
+        yield DATA[100:150]
+        assert offset(ada, url) == 100
+        if not last:
+            yield DATA[150:160]
+
+    checksum = ("sha256", hashlib.sha256(DATA[100:150]).digest())
+    with pytest.raises(Conflict) as stopped:
+        uploads.upload_append(upload, offset=100, blocks=hanging(), checksum=checksum)
+
+    assert stopped.value.error_code == "UPLOAD_TAKEN_OVER"
+    assert offset(ada, url) == 100
+    assert patch(ada, url, DATA[100:], 100).status_code == 204
+
+
+def test_a_kill_takes_back_a_piece_that_was_to_come_whole(ada, running: Scene) -> None:
+    url = begin(ada)
+    patch(ada, url, DATA[:100])
+    killed = parts.Parts(Upload.objects.get().pk)
+    killed.stop_others()
+    pieces = ExitStack()  # what it would do at its end comes too late
+    write = pieces.enter_context(killed.writing())
+    pieces.enter_context(killed.whole())
+    write(DATA[100:])
+    form = {"round": 0, "sample_size": 2, "upload": identity(url)}
+
+    named = ada.post(f"/api/models/{running.training.model_id}/", form, format="multipart")
+
+    assert (named.status_code, named.json()["code"]) == (409, "UPLOAD_INCOMPLETE")
+    assert offset(ada, url) == 100
+    with pytest.raises(Conflict):
+        pieces.close()
+    assert patch(ada, url, DATA[100:], 100).status_code == 204
 
 
 def test_a_kill_before_the_digest_was_checked_costs_nothing(ada, running: Scene) -> None:
