@@ -3,9 +3,11 @@
 import fcntl
 import hashlib
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +17,7 @@ from fl_server_core.exceptions import Conflict, NotFound
 from fl_server_core.storage import fsync_dir, needs_room, write_all
 
 FULL = "the server's disk is full; what has arrived is kept, go on when there is room"
+REFRESH = 3600.0  # seconds; `files_sweep` takes what is a day old
 ALL = "all"
 MARK = 53  # bytes: who writes, and how many count
 
@@ -53,6 +56,13 @@ class Parts:
         except FileNotFoundError:
             return 0
 
+    def touched(self) -> datetime | None:
+        """When the last byte came; None if the file is gone."""
+        try:
+            return datetime.fromtimestamp(self.path.stat().st_mtime, UTC)
+        except FileNotFoundError:
+            return None
+
     def stop_others(self) -> int:
         """Become the only writer; returns how many bytes are here, on disk and not only in memory.
 
@@ -70,6 +80,7 @@ class Parts:
             def write(block: bytes) -> None:
                 with _lock(file):
                     self._check()
+                    self._refresh()
                     with needs_room(FULL):
                         write_all(file, block)
 
@@ -143,6 +154,11 @@ class Parts:
             write_all(file, f"{self._me} {ALL if counted is None else counted:>20}".encode())
             if durable:
                 os.fsync(fd)
+
+    def _refresh(self) -> None:
+        """Who writes for days must not look as if a kill had left the mark."""
+        if self._mark.stat().st_mtime < time.time() - REFRESH:
+            os.utime(self._mark)
 
     def _read(self) -> tuple[str, int | None]:
         """Whose mark it is, and how many bytes count; None for all."""

@@ -201,8 +201,19 @@ def upload_used(upload: Upload, *, update: LocalModel | None = None) -> None:
 
 
 def uploads_delete_expired() -> int:
-    """Forget what nobody has gone on with for a day, and what was used so long ago."""
-    expired = list(Upload.objects.filter(expires_at__lt=timezone.now())[:500])
-    for upload in expired:
-        upload_delete(upload)
-    return len(expired)
+    """Forget what nobody has gone on with for a day, and what was used so long ago.
+
+    One request may send for days: where bytes have come meanwhile, the day begins with the last one.
+    """
+    now = timezone.now()
+    deleted = 0
+    for upload in Upload.objects.filter(expires_at__lt=now).order_by("expires_at")[:500]:
+        expired = Upload.objects.filter(pk=upload.pk, expires_at__lt=now)  # unless it goes on now
+        parts = Parts(upload.pk)
+        touched = parts.touched()
+        if touched is not None and touched + KEPT > now:
+            expired.update(expires_at=touched + KEPT)
+        elif expired.delete()[0]:
+            parts.delete()
+            deleted += 1
+    return deleted

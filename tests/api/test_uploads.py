@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from safetensors.numpy import save
 from fl_server_core.exceptions import Conflict, NotFound
 from fl_server_core.models import GlobalModel, LocalModel, Upload
 from fl_server_core.services import parts, uploads
+from fl_server_core.services.blobs import files_sweep
 from tests.scenes import Scene, person, scene, weights
 
 pytestmark = pytest.mark.django_db
@@ -398,6 +400,7 @@ def test_given_up_uploads_and_old_ones_leave_nothing(ada) -> None:
     one, two = begin(ada), begin(ada)
     patch(ada, one, DATA[:10]), patch(ada, two, DATA[:10])
     Upload.objects.filter(pk=identity(two)).update(expires_at=timezone.now() - timedelta(seconds=1))
+    aged(identity(two), "part")
 
     deleted = ada.delete(one, **TUS)
     expired = uploads.uploads_delete_expired()
@@ -405,6 +408,32 @@ def test_given_up_uploads_and_old_ones_leave_nothing(ada) -> None:
     assert (deleted.status_code, expired) == (204, 1)
     assert not Upload.objects.exists()
     assert not list((Path(django_settings.FL_STAGING_DIR) / "uploads").iterdir())
+
+
+def test_housekeeping_leaves_an_upload_alone_that_one_request_sends_for_days(ada) -> None:
+    url = begin(ada)
+    upload = Upload.objects.get()
+
+    def slow() -> Iterator[bytes]:
+        yield DATA[:50]
+        Upload.objects.update(expires_at=timezone.now() - timedelta(hours=1))
+        aged(identity(url), "writer")
+        yield DATA[50:100]
+        assert (uploads.uploads_delete_expired(), files_sweep()) == (0, 0)
+        yield DATA[100:]
+
+    reached = uploads.upload_append(upload, offset=0, blocks=slow(), checksum=None)
+
+    assert reached == offset(ada, url) == len(DATA)
+    left = Upload.objects.get().expires_at - timezone.now()
+    assert timedelta(hours=23) < left < timedelta(hours=25)
+
+
+def aged(upload: str, kind: str) -> None:
+    """Makes one of its files look older than a day."""
+    path = Path(django_settings.FL_STAGING_DIR) / "uploads" / f"{upload}.{kind}"
+    then = (timezone.now() - timedelta(hours=25)).timestamp()
+    os.utime(path, (then, then))
 
 
 def test_an_upload_that_is_deleted_while_it_is_sent_or_read_is_gone(ada, monkeypatch) -> None:
