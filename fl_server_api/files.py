@@ -38,6 +38,11 @@ def staged_of(body: Mapping[str, Any], name: str) -> StagedFile:
     return file
 
 
+def size_of(body: Mapping[str, Any], *names: str) -> int:
+    """Bytes of those of these file parts that are there."""
+    return sum(staged_of(body, name).size or 0 for name in names if body.get(name) is not None)
+
+
 def upload_of(request: Request, body: Mapping[str, Any]) -> Upload | None:
     """The caller's upload that the body names; `NotFound` for others, `Invalid` beside a file."""
     named = body.get("upload")

@@ -1,5 +1,6 @@
 """Models: uploading, downloading, deleting, and what belongs to them."""
 
+from collections.abc import Callable
 from typing import Any
 
 from django.http import HttpResponseBase
@@ -27,7 +28,7 @@ from fl_server_ai.services.updates import (
 )
 from fl_server_api.auth import caller
 from fl_server_api.downloads import send, wants_safetensors
-from fl_server_api.files import model_file, refuse_over_quota, staged_of, upload_of
+from fl_server_api.files import model_file, refuse_over_quota, size_of, staged_of, upload_of
 from fl_server_api.idempotency import answered_before, create_once
 from fl_server_api.listing import listed, parameters
 from fl_server_api.serializers.common import Detail
@@ -58,7 +59,7 @@ from fl_server_core.selectors import (
 )
 from fl_server_core.services.metrics import metrics_parse
 from fl_server_core.services.models import model_delete
-from fl_server_core.services.quotas import storage_check
+from fl_server_core.services.quotas import storage_check, storage_claimed
 from fl_server_core.storage import local_path
 
 FILE = {(200, "application/octet-stream"): OpenApiTypes.BINARY}
@@ -109,9 +110,8 @@ class ModelsView(View):
         remembered = answered_before(request)  # the upload that it was made of is used up by now
         if remembered is not None:
             return remembered
-        for name in ("model_file", "model_preprocessing_file"):
-            if body.get(name) is not None:  # they may have come packed
-                storage_check(user=caller(request), size=staged_of(body, name).size or 0)
+        size = size_of(body, "model_file", "model_preprocessing_file")
+        storage_check(user=caller(request), size=size)  # they may have come packed
         preprocessing = body.get("model_preprocessing_file")
         with (
             model_file(request, body) as file,
@@ -127,10 +127,12 @@ class ModelsView(View):
                 preprocessing_file=preprocessing.staged_path if preprocessing else None,
             ) as create,
         ):
-            return create_once(
-                request,
-                lambda: {"detail": "Model Upload Accepted", "model_id": str(create().pk)},
-            )
+            return create_once(request, lambda: _created(request, size, create))
+
+
+def _created(request: Request, size: int, create: Callable[[], GlobalModel]) -> dict[str, str]:
+    with storage_claimed(user=caller(request), size=size):  # others of his may have come meanwhile
+        return {"detail": "Model Upload Accepted", "model_id": str(create().pk)}
 
 
 def _announced(request: Request, body: dict[str, Any]) -> dict[str, str]:

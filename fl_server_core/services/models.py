@@ -9,6 +9,7 @@ from fl_server_core.killpoints import committing
 from fl_server_core.models import Blob, GlobalModel, ModelVersion, Training, User
 from fl_server_core.models.weights import ModelType
 from fl_server_core.services.blobs import blobs_doom_unreferenced
+from fl_server_core.services.quotas import storage_claimed
 
 
 @committing("model.create")
@@ -116,14 +117,14 @@ def model_delete(*, model: GlobalModel, user: User) -> None:
     blobs_doom_unreferenced(ids=blobs)
 
 
-@transaction.atomic
 def preprocessing_set(*, model: GlobalModel, user: User, preprocessing: Blob) -> None:
-    """Replace the preprocessing that travels with a model; only its owner may."""
+    """Replace the preprocessing that travels with a model; only its owner may, as far as his quota goes."""
     if model.owner_id != user.pk and not user.is_superuser:
         raise NotPermitted("only its owner may change a model's preprocessing")
     former = model.preprocessing_id
-    preprocessing.save()
-    model.preprocessing = preprocessing
-    model.save(update_fields=["preprocessing"])
-    if former:
-        blobs_doom_unreferenced(ids=[former])
+    with storage_claimed(user=user, size=preprocessing.size):
+        preprocessing.save()
+        model.preprocessing = preprocessing
+        model.save(update_fields=["preprocessing"])
+        if former:
+            blobs_doom_unreferenced(ids=[former])

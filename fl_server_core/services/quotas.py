@@ -1,6 +1,10 @@
 """How many bytes one user may keep here: models as they were uploaded, and uploads not used yet."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from django.conf import settings
+from django.db import transaction
 from django.db.models import Q, Sum
 from django.utils import timezone
 
@@ -36,3 +40,16 @@ def storage_check(*, user: User, size: int) -> None:
             used=used,
             quota=quota,
         )
+
+
+@contextmanager
+def storage_claimed(*, user: User, size: int) -> Iterator[None]:
+    """`storage_check` in a transaction with the rows that the block makes, one after the other for each user.
+
+    The user's row is locked until the commit: for what has been read and checked before. No training is
+    locked in it, nor is it entered with one locked.
+    """
+    with transaction.atomic():
+        locked = User.objects.select_for_update(no_key=True).get(pk=user.pk)
+        storage_check(user=locked, size=size)
+        yield
