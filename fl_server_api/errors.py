@@ -77,8 +77,7 @@ def _answer(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]] | No
     if isinstance(error, OperationalError | InterfaceError):
         log.warning("the database is away: %s", error)
         said = "the database can't be asked just now; try again in a moment"
-        status, body, _ = _domain(domain.Unavailable(said, code="DATABASE_AWAY"))
-        return status, body, {"Retry-After": str(RETRY_SECONDS)}
+        return _domain(domain.Unavailable(said, code="DATABASE_AWAY", retry_after=RETRY_SECONDS))
     if isinstance(error, domain.DomainError):
         return _domain(error)
     if isinstance(error, UnreadablePostError):  # nobody may be left to read the answer
@@ -107,7 +106,9 @@ def _answer(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]] | No
 
 def _domain(error: domain.DomainError) -> tuple[int, dict[str, Any], dict[str, str]]:
     status = next(s for kind, s in STATUS.items() if isinstance(error, kind))
-    return status, {"detail": error.detail, "code": error.error_code, **error.data}, {}
+    wait = error.data.get("retry_after")
+    headers = {} if wait is None else {"Retry-After": str(wait)}
+    return status, {"detail": error.detail, "code": error.error_code, **error.data}, headers
 
 
 def _api(error: exceptions.APIException) -> tuple[int, dict[str, Any], dict[str, str]]:

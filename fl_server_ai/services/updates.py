@@ -9,13 +9,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from django.conf import settings
+
 from fl_server_ai.aggregation import UpdateMeta
 from fl_server_ai.received.form import Form
 from fl_server_ai.services.intake import published, update_received
+from fl_server_ai.services.places import Places
 from fl_server_ai.services.rounds import round_advance
 from fl_server_ai.services.training_options import checks_updates, wanted_of
 from fl_server_core.connections import connection_release
-from fl_server_core.exceptions import Conflict, NotFound, NotPermitted, Unusable
+from fl_server_core.exceptions import Conflict, NotFound, NotPermitted, Unavailable, Unusable
 from fl_server_core.killpoints import committing, reached
 from fl_server_core.lifecycle import TaskKind, UpdateState
 from fl_server_core.models import Blob, GlobalModel, LocalModel, Task, Training, Upload, User
@@ -29,6 +32,9 @@ from fl_server_core.services.uploads import upload_taken, upload_used
 
 AT_ONCE = 4  # updates that one process takes in at a time
 _turns = threading.Semaphore(AT_ONCE)
+# Updates that are here already, each with a thread that downloads need too: those that wait, and those at work.
+NAMED = Places(lambda: max(1, settings.FL_TRANSFER_THREADS // 2))
+RETRY_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -194,7 +200,7 @@ def update_from_upload(*, upload: Upload, **fields: Any) -> Receipt:
     """`update_submit` of a resumable upload, which is used up by it. Again: the same receipt.
 
     A refused update leaves the upload as it is until it expires; `UPLOAD_USED` if it has become
-    something else.
+    something else. `Unavailable` (BUSY) if too many wait for their turn: nothing is lost by asking again.
     """
     if upload.update is not None:
         asked = (
@@ -206,8 +212,15 @@ def update_from_upload(*, upload: Upload, **fields: Any) -> Receipt:
         if asked != _identity(upload.update):
             raise Conflict("this upload was used for another update", code="UPLOAD_USED")
         return _receipt(upload.update, created=False)
-    with upload_taken(upload) as taken:
-        receipt = update_submit(file=taken.staged_path, sha256=taken.sha256, **fields)
+    with NAMED.one(str(fields["owner"].pk)) as granted:
+        if not granted:
+            raise Unavailable(
+                "too many updates wait for their turn; send the same form again in a moment",
+                code="BUSY",
+                retry_after=RETRY_SECONDS,
+            )
+        with upload_taken(upload) as taken:
+            receipt = update_submit(file=taken.staged_path, sha256=taken.sha256, **fields)
     upload_used(upload, update=receipt.update)
     return receipt
 

@@ -199,7 +199,9 @@ class ModelView(View):
     @extend_schema(
         operation_id="models_update",
         request={"multipart/form-data": UpdateInput},
-        responses=answers({200: UpdateCreated, 201: UpdateCreated}, 400, 404, 409, 415, 422, 507),
+        responses=answers(
+            {200: UpdateCreated, 201: UpdateCreated}, 400, 404, 409, 415, 422, 503, 507
+        ),
     )
     def post(self, request: Request, pk: str) -> Response:
         """Send an update of a running training's model. The same one again answers 200."""

@@ -101,7 +101,9 @@ class TaskResultView(View):
     @extend_schema(
         operation_id="tasks_result",
         request={"multipart/form-data": ResultInput},
-        responses=answers({200: UpdateCreated, 201: UpdateCreated}, 400, 404, 409, 415, 422, 507),
+        responses=answers(
+            {200: UpdateCreated, 201: UpdateCreated}, 400, 404, 409, 415, 422, 503, 507
+        ),
     )
     def post(self, request: Request, pk: str) -> Response:
         """Send what was trained or measured; the same as posting to the model."""

@@ -20,6 +20,7 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 from safetensors.numpy import save
 
+from fl_server_ai.services.updates import NAMED
 from fl_server_core.exceptions import Conflict, NotFound
 from fl_server_core.models import GlobalModel, LocalModel, Upload
 from fl_server_core.services import parts, uploads
@@ -166,6 +167,24 @@ def test_a_refused_update_leaves_the_upload_and_the_round_as_they_were(ada, runn
     assert (refused.status_code, refused.json()["code"]) == (422, "KEY_MISMATCH")
     assert running.task("ada").state == "open"
     assert offset(ada, url) == len(bad)
+
+
+def test_where_too_many_updates_wait_another_is_told_to_come_again_and_loses_nothing(
+    ada, running: Scene, settings
+) -> None:
+    settings.FL_TRANSFER_THREADS = 4
+    url = begin(ada)
+    patch(ada, url, DATA)
+    form = {"round": 0, "sample_size": 2, "upload": identity(url)}
+    address = f"/api/models/{running.training.model_id}/"
+
+    with NAMED.one("grace"), NAMED.one("alan"):
+        busy = ada.post(address, form, format="multipart")
+    again = ada.post(address, form, format="multipart")
+
+    assert (busy.status_code, busy.json()["code"], busy["Retry-After"]) == (503, "BUSY", "5")
+    assert again.status_code == 201
+    assert NAMED.taken() == 0
 
 
 def test_a_flipped_byte_is_refused_and_the_upload_is_gone(ada) -> None:

@@ -30,6 +30,7 @@ from fl_server_api.requests import wsgi_application
 from fl_server_api.views import results
 from fl_server_core.models import User
 from fl_server_core.services.tokens import token_issue
+from fl_server_core.services.uploads import upload_append, upload_create
 from tests.lines import ENOUGH, Line, Told
 from tests.scenes import person, scene, weights
 from tests.system.processes import until
@@ -294,6 +295,40 @@ def test_updates_that_wait_for_their_turn_leave_threads_for_everybody_else(
 
     assert status == 200
     assert {line.told().status for line in lines} == {201}
+
+
+def test_updates_that_are_here_already_leave_threads_for_downloads(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = scene(*(f"site-{number}" for number in range(TRANSFERS)))
+    turns = threading.Semaphore(0)
+
+    @contextlib.contextmanager
+    def turn() -> Iterator[None]:
+        assert turns.acquire(timeout=ENOUGH)
+        yield
+
+    monkeypatch.setattr(updates, "_turn", turn)
+    data = save(weights(1.0))
+    lines = []
+    for name, site in told.sites.items():
+        upload = upload_create(owner=site, length=len(data))
+        upload_append(upload, offset=0, blocks=[data], checksum=None)
+        fields = {"meta": json.dumps({"num_examples": 1}), "upload": str(upload.pk)}
+        form = encode_multipart("B", fields)
+        how = {"Content_Type": "multipart/form-data; boundary=B", "Content_Length": len(form)}
+        lines.append(served.line(token_issue(user=site)))
+        lines[-1].ask("POST", f"/api/tasks/{told.task(name).pk}/result/", form, **how)
+
+    sockets = [line.socket for line in lines]
+    until(lambda: len(select.select(sockets, [], [], 0)[0]) == TRANSFERS // 2, "those too many")
+    download = served.get(f"/api/models/{told.training.model_id}/", token_issue(user=told.actor))
+    for _ in lines:
+        turns.release()
+    statuses = sorted(line.told().status for line in lines)
+
+    assert download.status == 200
+    assert statuses == [201] * (TRANSFERS // 2) + [503] * (TRANSFERS // 2)
 
 
 @pytest.mark.parametrize(
