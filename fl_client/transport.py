@@ -167,17 +167,20 @@ class Transport:
     ) -> Any:
         """Call `act` until it succeeds, fails for good, or has failed `attempts` times in a row.
 
-        A failure before which `progress` has grown begins a new row: a bad line is no broken one.
+        A failure before which `progress` has grown begins a new row: a bad line is no broken one. What has
+        moved once waits for a server that is started again: rows are twice as long then, unless `attempts` is 1.
         """
         failures, reached = 0, progress()
+        most = limit = attempts or self.attempts
         while True:
             try:
                 return act()
             except FLError as error:
-                failures = 1 if progress() > reached else failures + 1
-                reached = max(reached, progress())
-                last = failures >= (attempts or self.attempts)
-                if last or not worth_repeating(error, repeatable):
+                failures += 1
+                if progress() > reached:
+                    failures, reached = 1, progress()
+                    most = 2 * limit if limit > 1 else 1
+                if failures >= most or not worth_repeating(error, repeatable):
                     raise
                 pause = _retry_after(error) or 0.0
                 pause += backoff(failures - 1)

@@ -73,8 +73,7 @@ class _Sender:
     def push(self) -> str:
         """Send what is missing and return the upload's id.
 
-        As long as some bytes arrive between two failures, it goes on; without any it gives up after
-        as many attempts as a request has.
+        As long as some bytes arrive between two failures, it goes on (`Transport.patiently`).
         """
         found: str = self._transport.patiently(self._attempt, progress=lambda: self._reached)
         return found

@@ -220,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data[: reply.cut])
+        self.wfile.write(b"" if self.command == "HEAD" else data[: reply.cut])
         if reply.cut is not None:
             self.close_connection = True
 
@@ -228,6 +228,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._handle()
 
     def do_POST(self) -> None:
+        self._handle()
+
+    def do_HEAD(self) -> None:
+        self._handle()
+
+    def do_PATCH(self) -> None:
         self._handle()
 
     def do_PUT(self) -> None:
