@@ -16,6 +16,7 @@ Updates of kind sparse have indices in the same way.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -153,17 +154,19 @@ class Coded:
         """Of a tensor with indices: for each dense block its places there and their numbers."""
         assert self.index is not None  # noqa: S101 - the caller asked `dense`
         size = DTYPE_BYTES[self.info.dtype]
-        edges = np.arange(0, self.count + BLOCK, BLOCK)
-        bounds = np.searchsorted(self.index, edges)
+        low = 0
         with self.path.open("rb", buffering=0) as file:
-            for start, low, high in zip(edges, bounds, bounds[1:], strict=False):
+            for start in range(0, self.count, BLOCK):
+                # NumPy's searchsorted copies all of an index whose dtype or alignment is not its own.
+                high = bisect_left(self.index, start + BLOCK, lo=low)
                 part = TensorInfo(
                     self.info.name,
                     self.info.dtype,
-                    (int(high - low),),
-                    self.info.offset + int(low) * size,
-                    int(high - low) * size,
+                    (high - low,),
+                    self.info.offset + low * size,
+                    (high - low) * size,
                 )
                 raw = b"".join(bytes(block) for block in blocks(file, part))
                 places = self.index[low:high].astype(np.int64) - start
                 yield places, self._decoded(raw) if raw else np.empty(0)
+                low = high
