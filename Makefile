@@ -6,7 +6,7 @@ PG_TESTS := tests/core tests/ai tests/api tests/system/test_concurrency.py
 # Files, numbers and processes, no database: once is enough.
 NO_DB := $(wildcard tests/ai/test_containers*.py tests/ai/test_hostile*.py tests/ai/test_sandbox*.py \
   tests/ai/test_torch_*.py tests/ai/test_uncertainty*.py tests/ai/test_aggregation*.py tests/ai/test_drift.py \
-  tests/ai/test_image_steps.py tests/ai/test_preprocessing.py \
+  tests/ai/test_image_steps.py tests/ai/test_preprocessing.py tests/ai/test_received_memory.py \
   tests/ai/test_strategies.py tests/ai/test_strategies_conformance.py tests/ai/test_strategies_robust.py) \
   tests/api/test_hostile_uploads.py
 SYSTEM := tests/system tests/demo tests/docs
@@ -14,7 +14,7 @@ SYSTEM := tests/system tests/demo tests/docs
 PROGRAMS := $(wildcard tests/api/test_inference_*.py tests/api/test_torch_*.py) tests/api/test_calibration.py \
   tests/api/test_model_statistics.py
 # Pages for people, forms, and what strategies compute: the same on every database.
-ONCE := tests/api/test_admin.py tests/api/test_errors.py tests/api/test_update_forms.py \
+ONCE := tests/api/test_admin.py tests/api/test_errors.py tests/api/test_full_disk.py tests/api/test_update_forms.py \
   tests/api/test_malformed_updates.py tests/api/test_strategy_vectors.py tests/ai/test_strategies_rounds.py \
   tests/ai/test_plugins.py tests/api/test_plugin_trainings.py
 
