@@ -25,9 +25,11 @@ class Text(serializers.CharField):
 
 
 class Finite(serializers.FloatField):
-    """A number that JSON has a word for."""
+    """A number that JSON has a word for; true and false are none."""
 
     def to_internal_value(self, data: Any) -> float:
+        if isinstance(data, bool):
+            self.fail("invalid")
         value = super().to_internal_value(data)
         if not math.isfinite(value):
             self.fail("invalid")

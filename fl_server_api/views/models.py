@@ -176,7 +176,9 @@ class ModelView(View):
                 "version", str, description="A version's number; the newest if left out."
             ),
         ],
-        responses=answers({**FILE, 206: OpenApiTypes.BINARY, 304: None, 416: None}, 404, 422, 507),
+        responses=answers(
+            {**FILE, 206: OpenApiTypes.BINARY, 304: None, 416: None}, 400, 404, 422, 507
+        ),
     )
     def get(self, request: Request, pk: str) -> HttpResponseBase:
         """The weights, in the container that the model was uploaded in unless safetensors is asked for.

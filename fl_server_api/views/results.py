@@ -107,9 +107,8 @@ class TrainingMetricsView(View):
         rows = metrics_visible_to(caller(request)).filter(
             model=training.model_id, value_float__isnull=False
         )
-        wanted = request.query_params.get("format") or (
-            "csv" if request.headers.get("Accept", "").startswith("text/csv") else "json"
-        )
+        accepted = "csv" if request.headers.get("Accept", "").startswith("text/csv") else "json"
+        wanted = request.query_params.get("format", accepted)
         if wanted == "json":
             return listed(
                 request,
