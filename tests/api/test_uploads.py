@@ -96,7 +96,7 @@ def test_an_upload_in_three_pieces_becomes_an_update(ada, running: Scene) -> Non
     assert sent.status_code == 201
     update = LocalModel.objects.get(pk=sent.json()["update_id"])
     assert update.digest == hashlib.sha256(DATA).hexdigest()
-    assert not list((Path(django_settings.FL_STAGING_DIR) / "uploads").iterdir())
+    assert not list((Path(django_settings.FL_STAGING_DIR) / "uploads").glob(f"{identity(url)}*"))
 
 
 def test_the_result_of_a_task_names_its_upload_and_may_be_sent_again(ada, running: Scene) -> None:
@@ -426,7 +426,8 @@ def test_given_up_uploads_and_old_ones_leave_nothing(ada) -> None:
 
     assert (deleted.status_code, expired) == (204, 1)
     assert not Upload.objects.exists()
-    assert not list((Path(django_settings.FL_STAGING_DIR) / "uploads").iterdir())
+    folder = Path(django_settings.FL_STAGING_DIR) / "uploads"
+    assert not [*folder.glob(f"{identity(one)}*"), *folder.glob(f"{identity(two)}*")]
 
 
 def test_housekeeping_leaves_an_upload_alone_that_one_request_sends_for_days(ada) -> None:
