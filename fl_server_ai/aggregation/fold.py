@@ -36,9 +36,10 @@ class Folder:
         )
         self._turn = 0
         self._out = Slot(nbytes)
-        self._sum = torch.empty(elements, dtype=torch.float64, device=device)
-        self._wide = torch.empty(elements, dtype=torch.float64, device=device)
-        self._doubt = Doubt(device, elements)
+        with self.on_device():  # memory belongs to the stream on which it was made
+            self._sum = torch.empty(elements, dtype=torch.float64, device=device)
+            self._wide = torch.empty(elements, dtype=torch.float64, device=device)
+            self._doubt = Doubt(device, elements)
         self._store: Tensor | None = None
         self._matrices: dict[tuple[str, int, int], tuple[Tensor, list[memoryview]]] = {}
 

@@ -48,15 +48,16 @@ class GramWorker:
         length = block_length(updates)
         self.folder = Folder(device, length, 8)
         self._chunk = length if device.type == "cuda" else chunk_length(updates)
-        self._rows = torch.empty(updates * self._chunk, dtype=torch.float64, device=device)
+        with self.folder.on_device():
+            self._rows = torch.empty(updates * self._chunk, dtype=torch.float64, device=device)
 
     def partial(
         self, base: Source, sources: Sequence[Source], last: Beside | None, stripe: Stripe
     ) -> Tensor:
         """(n, n) float64 on the CPU: products of (update - base) over one stripe; symmetric, bit for bit."""
         n = rows_of(sources, last)
-        total = torch.zeros((n, n), dtype=torch.float64, device=self._rows.device)
         with self.folder.on_device():
+            total = torch.zeros((n, n), dtype=torch.float64, device=self._rows.device)
             for run, start, count in stripe:
                 x = self.folder.mean([base], [1], run, start, count)
                 block = self.folder.matrix(sources, run, start, count)
@@ -70,7 +71,7 @@ class GramWorker:
                     for top in range(0, n, TILE):
                         beside = slice(top, top + TILE)
                         total[top:, beside] += rows[top:] @ rows[beside].T
-        lower = total.tril().cpu()
+            lower = total.tril().cpu()
         return lower + lower.tril(-1).T
 
 

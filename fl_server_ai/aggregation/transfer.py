@@ -2,8 +2,9 @@
 
 Two lanes take turns. While the device works on the block of one, the other's host buffer, which the device can read by
 itself (pinned), is filled from the next file and copied on a stream of its own. Marks keep them apart: a host buffer is filled
-again when its copy has ended, a device buffer when what was worked out from it has. tests/ai/test_aggregation_transfer.py
-drives the same lanes with a device that puts everything off as long as it may.
+again when its copy has ended, a device buffer when what was worked out from it has. Memory belongs to the stream on which it
+was made, so what is calculated with is made there too. tests/ai/test_aggregation_transfer.py runs every strategy on a
+simulated GPU that notices what these rules leave out.
 """
 
 from collections.abc import Callable
@@ -30,7 +31,7 @@ class Queue(Protocol):
     def room(self, nbytes: int) -> Tensor:
         """Device memory, uint8."""
 
-    def copy(self, target: Tensor, source: Tensor, after: Mark | None) -> Mark:
+    def copy(self, target: Tensor, source: Tensor, after: Mark) -> Mark:
         """Copy from the host once `after` is reached. What is calculated from now on waits for it."""
 
     def mark(self) -> Mark:
@@ -60,9 +61,8 @@ class CudaQueue:
         room.record_stream(self._copies)  # not given to others before its last copy is over
         return room
 
-    def copy(self, target: Tensor, source: Tensor, after: Mark | None) -> Mark:
-        if after is not None:
-            self._copies.wait_event(after)
+    def copy(self, target: Tensor, source: Tensor, after: Mark) -> Mark:
+        self._copies.wait_event(after)
         with torch.cuda.stream(self._copies):
             target.copy_(source, non_blocking=True)
         copied = self._mark(self._copies)
@@ -123,7 +123,7 @@ class Lane(Slot):
         self._queue = queue
         self._room = queue.room(nbytes)
         self._copied: Mark | None = None
-        self._used: Mark | None = None
+        self._used = queue.mark()  # whoever had that place before may still be at work
 
     def load(self, source: Source, run: Run, start: int, count: int) -> Tensor:
         if self._copied is not None:

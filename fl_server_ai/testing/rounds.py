@@ -92,6 +92,7 @@ class Rounds:
     kind: type[Strategy[Any]]
     folder: Path
     options: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
     _names: "count[int]" = field(default_factory=count)
 
     def new(self, **options: Any) -> Strategy[Any]:
@@ -157,7 +158,7 @@ class Rounds:
             state_out=state,
             block=block,
             threads=threads,
-            device="cpu",
+            device=self.device,
             progress=progress,
         )
         left = state if state.exists() else None

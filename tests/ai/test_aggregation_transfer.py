@@ -1,20 +1,26 @@
-"""A device beside the host: the same lanes with a device that keeps a record, and what happens where it is too small."""
+"""A device beside the host: the order of what it does, checked without one; and what happens where it is too small."""
 
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from contextlib import nullcontext
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from fl_server_ai.aggregation import STRATEGIES, fold
+from fl_server_ai.aggregation import STRATEGIES, UpdateMeta
 from fl_server_ai.aggregation import engine as engine_module
 from fl_server_ai.aggregation import slices as slices_module
 from fl_server_ai.aggregation.combination import Combination, Inputs
-from fl_server_ai.aggregation.engine import Aggregated, aggregate
-from fl_server_ai.aggregation.transfer import Mark
-from fl_server_ai.testing import furnished
+from fl_server_ai.aggregation.engine import Aggregated, UpdateFile, aggregate
+from fl_server_ai.aggregation.fold import Folder
+from fl_server_ai.aggregation.transfer import CudaQueue
+from fl_server_ai.testing import Rounds, furnished
+from fl_server_ai.testing.rounds import Result, masks
+from fl_server_ai.testing.rounds import random_model as kit_model
+from tests.ai.simulated_gpu import Gpu, Race, simulate
 from tests.ai.test_aggregation import random_models, write
 
 CPU = torch.device("cpu")
@@ -22,50 +28,14 @@ EXACT = ("FedAvg", "FedAvgM", "FedMedian", "TrimmedMean")  # whole-number weight
 N = 7
 
 
-class Recorder:
-    """The CPU as the device: does at once what it is told, and refuses what a real one would get wrong."""
-
-    def __init__(self) -> None:
-        self.now = 0
-        self.under_way: dict[int, tuple[int, torch.Tensor, torch.Tensor]] = {}
-        self.handed: dict[int, int] = {}
-        self.most = 0
-
-    def calculating(self) -> AbstractContextManager[object]:
-        return nullcontext()
-
-    def host(self, nbytes: int) -> torch.Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8)
-
-    def room(self, nbytes: int) -> torch.Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8)
-
-    def copy(self, target: torch.Tensor, source: torch.Tensor, after: Mark | None) -> Mark:
-        assert source.data_ptr() not in self.under_way, "read over while it was copied"
-        used = self.handed.get(target.data_ptr())
-        assert used is None or after is not None, "copied over while it was worked on"
-        assert used is None or after > used, "the mark is older than the block"
-        target.copy_(source)
-        mark = self.mark()
-        self.handed[target.data_ptr()] = mark
-        self.under_way[source.data_ptr()] = mark, source, source.clone()
-        self.most = max(self.most, len(self.under_way))
-        return mark
-
-    def mark(self) -> Mark:
-        self.now += 1
-        return self.now
-
-    def wait(self, mark: Mark) -> None:
-        for at, (until, source, before) in list(self.under_way.items()):
-            if until <= mark:
-                assert torch.equal(source.view(torch.uint8), before.view(torch.uint8)), (
-                    "read over while it was copied"
-                )
-                del self.under_way[at]
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    return simulate(monkeypatch)
 
 
-def made(folder: Path, name: str, device: str = "cpu") -> tuple[Aggregated, bytes]:
+def made(
+    folder: Path, name: str, device: str = "cpu", threads: int = 2
+) -> tuple[Aggregated, bytes]:
     base, *models = random_models(N + 1)
     files = write(folder, [base, *models], [1] * (N + 1))
     strategy = STRATEGIES[name]()
@@ -78,38 +48,110 @@ def made(folder: Path, name: str, device: str = "cpu") -> tuple[Aggregated, byte
         strategy=strategy,
         state_out=state,
         device=device,
-        threads=2,
+        threads=threads,
         block=64,
     )
     return result, (folder / "out").read_bytes() + (state.read_bytes() if state.exists() else b"")
 
 
-@pytest.mark.parametrize("name", ["FedAvg", "FedAdam", "FedMedian", "Krum", "SCAFFOLD"])
-def test_blocks_that_go_through_two_lanes_make_the_same_bytes(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def rounds_on(folder: Path, name: str, device: str) -> list[Result]:
+    """Two rounds of the kit's inputs, with tensors of all dtypes beside its own."""
+    kind = STRATEGIES[name]
+    kit = Rounds(kind, folder, device=device)
+    base, *models = ({**kit_model(seed), **one} for seed, one in enumerate(random_models(12)))
+    if kind.takes == "mask":
+        base = {key: t.sigmoid() if t.is_floating_point() else t for key, t in base.items()}
+        models = masks(models)
+    kit.base = kit.write(base)
+    kit.updates = [
+        UpdateFile(kit.write(model), UpdateMeta(f"{k:03}", k % 4 + 1))
+        for k, model in enumerate(models)
+    ]
+    first = kit.run(block=256, threads=2)
+    second = kit.run(kit.sent(1), after=first, number=1, block=256, threads=2)
+    return [first, second]
+
+
+def assert_as_close_as_documented(folder: Path, name: str) -> None:
+    for place in ("cpu", "cuda"):
+        (folder / place).mkdir()
+    expected = rounds_on(folder / "cpu", name, "cpu")
+
+    got = rounds_on(folder / "cuda", name, "cuda")
+
+    if name in EXACT:
+        assert [one.all for one in got] == [one.all for one in expected]
+    for one, other in zip(got, expected, strict=True):
+        assert_close(one.out, other.out)
+        assert (one.state_out is None) == (other.state_out is None)
+        if one.state_out is not None and other.state_out is not None:
+            assert_close(one.state_out, other.state_out)
+
+
+def assert_close(got: Path, expected: Path) -> None:
+    wanted = load_file(expected)
+    for key, tensor in load_file(got).items():
+        if tensor.is_floating_point():
+            tolerance = 8 * torch.finfo(tensor.dtype).eps
+            torch.testing.assert_close(tensor, wanted[key], rtol=tolerance, atol=tolerance)
+        else:
+            assert torch.equal(tensor, wanted[key])
+
+
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_streams_race_for_no_memory_and_make_what_the_cpu_does(
+    name: str, tmp_path: Path, gpu: Gpu
 ) -> None:
-    _, plain = made(tmp_path, name)
-    devices: list[Recorder] = []
+    assert_as_close_as_documented(tmp_path, name)
 
-    def queue_of(_: torch.device) -> Recorder:
-        devices.append(Recorder())
-        return devices[-1]
-
-    monkeypatch.setattr(fold, "queue_of", queue_of)
-    _, through = made(tmp_path, name)
-
-    assert through == plain
-    assert max(device.most for device in devices) == 2  # one is copied while the other is read
+    assert gpu.operations > 100
+    assert gpu.most == 2  # one block is copied while the other is read
+    assert gpu.faults == []
 
 
-def test_a_lane_that_does_not_wait_would_be_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+NOWHERE = (Folder, "on_device", lambda _: nullcontext(), "before another stream was done")
+BROKEN = {
+    "a mean is taken on no stream": ("FedAvg", *NOWHERE),
+    "ranks are found on no stream": ("FedMedian", *NOWHERE),
+    "products are made on no stream": ("Krum", *NOWHERE),
+    "the largest is looked for on no stream": ("AdaptiveZeroing", *NOWHERE),
+    "the host does not wait for a copy": (
+        "FedAvg", CudaQueue, "wait", lambda *_: None, "read over while it was copied",
+    ),
+    "a copy does not wait for what is worked out": (
+        "FedAvg", CudaQueue, "mark", lambda _: torch.cuda.Event(), "before another stream was done",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_order_that_is_left_to_chance_would_be_noticed(
+    what: str, tmp_path: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fold, "queue_of", lambda _: Recorder())
-    monkeypatch.setattr(Recorder, "wait", lambda *_: None)
+    name, where, method, instead, said = BROKEN[what]
+    monkeypatch.setattr(where, method, instead)
 
-    with pytest.raises(AssertionError, match="read over while it was copied"):
-        made(tmp_path, "FedAvg")
+    with pytest.raises(Race, match=said) as caught:
+        made(tmp_path, name, "cuda", threads=1)
+
+    clear_frames(caught.tb)  # what they hold is put away while there is a GPU
+
+
+def test_memory_that_is_given_back_too_early_would_be_noticed(gpu: Gpu) -> None:
+    def work() -> None:
+        mine, other = torch.cuda.Stream(), torch.cuda.Stream()
+        with torch.cuda.stream(mine):
+            blocks = [torch.zeros(1, device="cuda") for _ in range(2)]
+        other.wait_event(mine.record_event())
+        with torch.cuda.stream(other):
+            sum(blocks)
+        blocks[0].record_stream(other)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+    assert gpu.faults == ["memory was given back while another stream worked on it"]
 
 
 def too_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,17 +203,8 @@ def test_so_does_a_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", list(STRATEGIES))
 def test_a_gpu_is_as_close_to_the_cpu_as_the_documentation_says(name: str, tmp_path: Path) -> None:
-    _, cpu = made(tmp_path, name)
-    expected = load_file(tmp_path / "out")
+    torch.cuda.reset_peak_memory_stats()
 
-    result, gpu = made(tmp_path, name, "cuda")
+    assert_as_close_as_documented(tmp_path, name)
 
-    assert result.warnings == []
-    if name in EXACT:
-        assert gpu == cpu
-    for key, tensor in load_file(tmp_path / "out").items():
-        if tensor.is_floating_point():
-            tolerance = 8 * torch.finfo(tensor.dtype).eps
-            torch.testing.assert_close(tensor, expected[key], rtol=tolerance, atol=tolerance)
-        else:
-            assert torch.equal(tensor, expected[key])
+    assert torch.cuda.max_memory_allocated() > 0
