@@ -17,9 +17,9 @@ from fl_server_ai.aggregation.beside import Extras
 from fl_server_ai.aggregation.blocks import FLOATS, Run, Target, UpdateFile
 from fl_server_ai.aggregation.crew import Progress, run_all
 from fl_server_ai.aggregation.distances import partial_distances, suffices
+from fl_server_ai.aggregation.dtypes import BUFFER_POLICIES
 from fl_server_ai.aggregation.files import Files
 from fl_server_ai.aggregation.gram import STRIPES, Beside, partial_products, total
-from fl_server_ai.aggregation.integers import POLICIES
 from fl_server_ai.aggregation.largest import largest
 from fl_server_ai.aggregation.masks import Masks
 from fl_server_ai.aggregation.state import State
@@ -63,9 +63,9 @@ class Combination:
     """Opened on construction, closed by `stack`. Raises `AggregationException` for what cannot be combined."""
 
     def __init__(self, stack: ExitStack, inputs: Inputs) -> None:
-        if inputs.buffer_policy not in POLICIES:
+        if inputs.buffer_policy not in BUFFER_POLICIES:
             raise AggregationException(
-                f"buffer policy {inputs.buffer_policy!r}: one of {', '.join(POLICIES)}"
+                f"buffer policy {inputs.buffer_policy!r}: one of {', '.join(BUFFER_POLICIES)}"
             )
         ordered = sorted(inputs.updates, key=lambda update: update.meta.participant)
         _check([update.meta for update in ordered], inputs.strategy)

@@ -1,4 +1,4 @@
-"""The dtypes, by safetensors' names, that updates can be combined in; known without torch."""
+"""The dtypes, by safetensors' names, that updates can be combined in, and by which rules; known without torch."""
 
 from fl_server_ai.containers import DTYPE_BYTES, Manifest
 from fl_server_core.exceptions import Unusable
@@ -10,6 +10,12 @@ AGGREGATED = {
     for name, size in DTYPE_BYTES.items()
     if name in FLOAT_DTYPES or name == "BOOL" or name[0] in "UI"
 }
+
+BUFFER_POLICIES = (
+    "mean",
+    "max",
+    "keep",
+)  # for integers and bools; `integers.py` says what they are
 
 
 def check_aggregated(manifest: Manifest) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-POLICIES = ("mean", "max", "keep")
 DTYPES = {
     "BOOL": np.bool_,
     **{f"U{bits}": getattr(np, f"uint{bits}") for bits in (8, 16, 32, 64)},

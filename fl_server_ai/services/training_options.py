@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, NoReturn
 
 from fl_server_ai.aggregation import STRATEGIES, Strategy
+from fl_server_ai.aggregation.dtypes import BUFFER_POLICIES
 from fl_server_ai.aggregation.options import asked_for, parse_options, schema
 from fl_server_ai.containers import Manifest
 from fl_server_ai.received.names import check_model_names
@@ -91,6 +92,15 @@ class TrainerOptions(RoundPolicy):
             "doc": "Of strategies that remember something from round to round (moments, control variates): when "
             "a training starts from a model that the same strategy has trained before, go on with what it "
             "remembers, or forget it. Pauses, retries and restarts belong to the same session.",
+        },
+    )
+    buffer_policy: str = field(
+        default="mean",
+        metadata={
+            "choices": BUFFER_POLICIES,
+            "doc": "What becomes of integer and bool tensors, such as the counters of batch normalisation: the exact "
+            "mean with the weights of the strategy (of bools the majority), the largest value that any of its updates "
+            "has, or what the model has.",
         },
     )
     include: list[str] = field(
@@ -230,12 +240,16 @@ def remembers(strategy: Strategy[Any]) -> bool:
 
 
 def strategy_schema(name: str) -> dict[str, Any]:
-    """JSON schema of a strategy's options; with `reset_state`, where it may remember something."""
+    """JSON schema of a strategy's options, and of those of the training that say how it combines.
+
+    Among these `reset_state`, where it may remember something.
+    """
     kind = strategy_kind(name)
     described = schema(kind.Options)
-    if kind.state_blocks or kind.state_dict is not Strategy.state_dict:
-        shared = schema(TrainerOptions)["properties"]["reset_state"]
-        described["properties"] |= {"reset_state": shared}
+    remembering = kind.state_blocks or kind.state_dict is not Strategy.state_dict
+    shared = ("buffer_policy", *(["reset_state"] if remembering else []))
+    every = schema(TrainerOptions)["properties"]
+    described["properties"] |= {option: every[option] for option in shared}
     return described
 
 

@@ -86,6 +86,7 @@ def opened_inputs(
             ],
             strategy=strategy,
             state_in=paths.of(base.strategy_state),
+            buffer_policy=options.buffer_policy,
         )
 
 

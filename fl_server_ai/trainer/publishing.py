@@ -145,6 +145,7 @@ def _aggregate(
             state_in=inputs.state_in,
             state_out=state_out,
             device=settings.FL_AGGREGATION_DEVICE,
+            buffer_policy=inputs.buffer_policy,
         )
 
 

@@ -59,7 +59,7 @@ def test_it_is_listed_created_by_name_and_aggregates(login, installed) -> None:
     process_trainer_task(TrainerEvent.objects.get(state="pending").pk)
 
     assert listed["MiddleHalf"]["options_schema"]["properties"]["trim"]["exclusiveMaximum"] == 0.5
-    assert listed["MiddleHalf"]["defaults"] == {"trim": 0.25}
+    assert listed["MiddleHalf"]["defaults"] == {"trim": 0.25, "buffer_policy": "mean"}
     assert (wrong.status_code, wrong.json()["errors"][0]["pointer"]) == (400, "/options/trim")
     np.testing.assert_array_equal(site.download()["w"], [3.0, 4.5])
 
