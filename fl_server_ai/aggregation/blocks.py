@@ -147,8 +147,9 @@ class Source:
 
     @staticmethod
     def _stamp_of(fd: int) -> tuple[int, int, int]:
+        """No program can set ctime, as it can mtime; it also changes when the file loses its name."""
         stat = os.fstat(fd)
-        return stat.st_ino, stat.st_size, stat.st_mtime_ns
+        return stat.st_ino, stat.st_size, stat.st_ctime_ns
 
     def read_into(self, target: memoryview, offset: int) -> None:
         if self._fd is not None:
@@ -203,7 +204,9 @@ class Source:
 
     def _compare(self, fd: int) -> None:
         if self._stamp_of(fd) != self._stamp:
-            raise UpdateChanged(self.participant, "was written to during the aggregation")
+            raise UpdateChanged(
+                self.participant, "was written to, replaced or removed during the aggregation"
+            )
 
     def close(self) -> None:
         if self._fd is not None:

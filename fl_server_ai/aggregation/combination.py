@@ -169,6 +169,7 @@ class Combination:
         self.files.assert_unchanged()
         self.extras.assert_unchanged()
         self.masks.assert_unchanged()
+        self.state.assert_unchanged()
 
 
 def _rebases(strategy: Strategy[Any]) -> bool:

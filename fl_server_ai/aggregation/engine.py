@@ -54,7 +54,7 @@ def aggregate(
     complete and durable or not at all, and is replaced if it exists; `state_out` appears just before it, and
     only if the strategy has a state. Calling again with the same input makes the same files.
 
-    What the files' system knows of them (size, times) is compared before and after; `verify` also compares every file
+    What the files' system knows of them (size, change time) is compared before and after; `verify` also compares every file
     with its `sha256` first, which costs more than the aggregation itself. `progress(done, total)` counts blocks; it is
     called from this thread about ten times a second, and may raise to give up. `buffer_policy` says what becomes
     of integer buffers (`integers.py`). A GPU that is missing or out of memory becomes a warning.

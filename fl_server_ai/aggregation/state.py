@@ -126,6 +126,10 @@ class State:
             view = block.numpy().data.cast("B")
             self._new.write(view, place.offset + start * place.itemsize)
 
+    def assert_unchanged(self) -> None:
+        if self._old is not None:
+            self._old.assert_unchanged()
+
     def close(self) -> None:
         if self._old is not None:
             self._old.close()

@@ -6,13 +6,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from fl_server_ai.aggregation import RoundFacts, UpdateMeta
 from fl_server_ai.aggregation.engine import Inputs, UpdateFile
 from fl_server_ai.services.chaining import weight_of
 from fl_server_ai.services.training_options import TrainerOptions, strategy_of
-from fl_server_ai.trainer.intact import UpdatesLost, faults_of, files_of, watched
-from fl_server_core.exceptions import AggregationException
+from fl_server_ai.trainer.intact import (
+    Stamp,
+    UpdatesLost,
+    faults_of,
+    files_of,
+    model_damaged,
+    stamp_of,
+    watched,
+)
 from fl_server_core.lifecycle import UpdateState
 from fl_server_core.models import Blob, LocalModel, ModelVersion, Round, Training
 from fl_server_core.services.chains import chain_models
@@ -64,11 +72,14 @@ def opened_inputs(
         for update in updates:
             for blob in files_of(update):
                 paths.open(blob, update)
-        for model in (base.blob, base.strategy_state, *map(_start, updates)):
-            if model is not None:
-                paths.open(model, None)
+        own = (base.blob, base.strategy_state, *map(_start, updates))
+        models = [model for model in own if model is not None]
+        for model in models:
+            paths.open(model, None)
         paths.check(since)
-        stack.enter_context(watched(updates, lambda update: participant_of(update, options)))
+        stack.enter_context(
+            watched(updates, lambda update: participant_of(update, options), models)
+        )
         yield Inputs(
             base=paths.of(base.blob),
             updates=[
@@ -88,6 +99,7 @@ def opened_inputs(
             state_in=paths.of(base.strategy_state),
             buffer_policy=options.buffer_policy,
         )
+        paths.check_again()
 
 
 class _Paths:
@@ -96,6 +108,7 @@ class _Paths:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self._found: dict[int, tuple[Blob, Path, LocalModel | None]] = {}
+        self._seen: dict[int, Stamp] = {}
         self._lost: list[tuple[LocalModel | None, str]] = []
 
     def open(self, blob: Blob, owner: LocalModel | None) -> None:
@@ -109,16 +122,22 @@ class _Paths:
             self._found[blob.pk] = blob, path, owner
 
     def check(self, since: datetime | None) -> None:
-        found = list(self._found.values())
-        faults = faults_of([(blob, path) for blob, path, _ in found], since)
+        self._seen = {key: stamp_of(path) for key, (_, path, _) in self._found.items()}
+        self._look(list(self._found), since=since)
+
+    def check_again(self) -> None:
+        """What has changed since `check`; whoever read it in between may have come before or after."""
+        changed = [key for key, seen in self._seen.items() if stamp_of(self._found[key][1]) != seen]
+        self._look(changed, always=True)
+
+    def _look(self, keys: Sequence[int], **how: Any) -> None:
+        found = [self._found[key] for key in keys]
+        faults = faults_of([(blob, path) for blob, path, _ in found], **how)
         pairs = zip(found, faults, strict=True)
         self._lost += [(owner, fault) for (_, _, owner), fault in pairs if fault]
         for owner, fault in self._lost:
             if owner is None:
-                raise AggregationException(
-                    f"a file of the model itself or its state is damaged: {fault}; restore the "
-                    "weights from a backup and retry the training"
-                )
+                raise model_damaged(fault)
         lost = {owner.pk: (owner, fault) for owner, fault in self._lost if owner is not None}
         if lost:
             raise UpdatesLost(list(lost.values()))

@@ -14,8 +14,11 @@ from pathlib import Path
 
 from fl_server_ai.aggregation.device import thread_count
 from fl_server_ai.aggregation.engine import UpdateChanged
+from fl_server_core.exceptions import AggregationException
 from fl_server_core.models import Blob, LocalModel
 from fl_server_core.storage import has_paths, local_path
+
+Stamp = tuple[int, int, int] | None
 
 
 class UpdatesLost(Exception):
@@ -54,10 +57,21 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def faults_of(pairs: Sequence[tuple[Blob, Path]], since: datetime | None) -> list[str]:
+def faults_of(
+    pairs: Sequence[tuple[Blob, Path]], *, since: datetime | None = None, always: bool = False
+) -> list[str]:
     """The same of many files, side by side."""
     with ThreadPoolExecutor(thread_count(None)) as crew:
-        return list(crew.map(lambda pair: fault_of(*pair, since=since), pairs))
+        return list(crew.map(lambda pair: fault_of(*pair, since=since, always=always), pairs))
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Another one as soon as the file is written to, replaced or removed."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_ctime_ns
 
 
 def files_of(update: LocalModel) -> list[Blob]:
@@ -67,22 +81,37 @@ def files_of(update: LocalModel) -> list[Blob]:
 
 @contextmanager
 def watched(
-    updates: Sequence[LocalModel], participant_of: Callable[[LocalModel], str]
+    updates: Sequence[LocalModel],
+    participant_of: Callable[[LocalModel], str],
+    models: Sequence[Blob],
 ) -> Iterator[None]:
-    """Let digests decide on an update that has changed while the block read it: `UpdatesLost` or `Disturbed`."""
+    """Let digests decide on a file that has changed while the block read it.
+
+    `UpdatesLost` for an update, `AggregationException` for one of `models`, which are the training's own;
+    `Disturbed` where all is as it was.
+    """
     try:
         yield
     except UpdateChanged as error:
-        for update in updates:
-            if participant_of(update) == error.participant:
-                if said := _fault_now(update):
-                    raise UpdatesLost([(update, said)]) from error
-                raise Disturbed(str(error)) from error
-        raise
+        owner = next((u for u in updates if participant_of(u) == error.participant), None)
+        said = _fault_now(models if owner is None else files_of(owner))
+        if said and owner is None:
+            raise model_damaged(said) from error
+        if said and owner is not None:
+            raise UpdatesLost([(owner, said)]) from error
+        raise Disturbed(str(error)) from error
 
 
-def _fault_now(update: LocalModel) -> str:
-    for blob in files_of(update):
+def model_damaged(fault: str) -> AggregationException:
+    """Ends the training, and tells its actor what to do."""
+    return AggregationException(
+        f"a file of the model itself or its state is damaged: {fault}; restore the weights from a "
+        "backup and retry the training"
+    )
+
+
+def _fault_now(blobs: Sequence[Blob]) -> str:
+    for blob in blobs:
         try:
             with local_path(blob) as path:
                 said = fault_of(blob, path, always=True)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from fl_server_ai.aggregation import STRATEGIES, Strategy, UpdateMeta
 from fl_server_ai.aggregation.engine import Aggregated, UpdateChanged, UpdateFile, aggregate
 from fl_server_core.exceptions import AggregationException
+from tests.ai.meddling import a_moment_later, overwrite, replace_by_rename
 
 Tensors = dict[str, torch.Tensor]
 FLOAT_DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -349,28 +350,51 @@ def test_an_update_that_is_not_the_accepted_one_is_named(
 
 
 class Meddler(Strategy[Any]):
-    """Writes to an update in the middle of the pass."""
+    """Does something to a file in the middle of the pass."""
 
+    state_blocks = ("m",)
     victim: Path
+    harm: Callable[[Path], None] | None = None
 
     def update(self, x: torch.Tensor, y: torch.Tensor, state: Any) -> torch.Tensor:
-        self.victim.write_bytes(self.victim.read_bytes() + b"more")
+        if self.harm is not None:
+            harm, self.harm = self.harm, None
+            harm(self.victim)
         return y
 
 
+def append(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"more")
+
+
+@pytest.mark.parametrize("victim", ["update", "base", "state"])
 @pytest.mark.parametrize("n", [2, 300])
-def test_a_write_during_the_pass_is_noticed(tmp_path: Path, n: int) -> None:
-    files = write(tmp_path, [{"w": torch.ones(8)}] * n, [1] * n)
+@pytest.mark.parametrize("harm", [append, overwrite, replace_by_rename, Path.unlink])
+def test_a_file_that_changes_during_the_pass_is_noticed(
+    tmp_path: Path, harm: Callable[[Path], None], n: int, victim: str
+) -> None:
+    files = write(tmp_path, [{"w": torch.ones(8)}] * 2, [1] * 2)
+    many = [replace(files[k > 0], meta=UpdateMeta(f"{k:03}", 1)) for k in range(n)]
+    places = {"update": files[1].path, "base": tmp_path / "base", "state": tmp_path / "state"}
     strategy = Meddler()
-    strategy.victim = files[1].path
-    base = tmp_path / "base"
-    save_file({"w": torch.ones(8)}, base)
+    strategy.victim = places[victim]
+    save_file({"w": torch.ones(8)}, places["base"])
+    save_file({"m.0": torch.ones(8)}, places["state"])
+    a_moment_later(strategy.victim)
+    strategy.harm = harm
 
     with pytest.raises(UpdateChanged):
         aggregate(
-            base=base, updates=files, out=tmp_path / "out", strategy=strategy, block=4, threads=1
+            base=places["base"],
+            updates=many,
+            out=tmp_path / "out",
+            strategy=strategy,
+            state_in=places["state"],
+            block=4,
+            threads=1,
         )
 
+    assert strategy.harm is None
     assert not (tmp_path / "out").exists()
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from fl_server_ai.aggregation.blocks import UpdateChanged
+from fl_server_ai.aggregation.blocks import Source
 from fl_server_ai.services.reconciler import sweep
-from fl_server_ai.trainer import intact, publishing, slicing
+from fl_server_ai.trainer import intact, slicing
 from fl_server_ai.trainer.tasks import process_slice, process_trainer_task
 from fl_server_core.models import Blob, LocalModel, Round, TrainerEvent, WorkSlice
 from fl_server_core.storage import weights_storage
+from tests.ai.meddling import a_moment_later, overwrite, replace_by_rename
 from tests.scenes import Scene, scene
 
 pytestmark = pytest.mark.django_db
@@ -26,28 +27,12 @@ def path_of(running: Scene, site: str) -> Path:
     return Path(weights_storage().path(update.blob.name))
 
 
-def flip(path: Path) -> None:
-    """One bit of the last number, and the times as they were: what a program can set."""
-    stat = path.stat()
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-
-
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def swap(path: Path) -> None:
-    """Another file under its name, of the same size."""
-    data = path.read_bytes()
-    path.unlink()
-    path.write_bytes(bytes(len(data)))
-
-
-HARM = [Path.unlink, flip, cut, swap]
-SAID = {"unlink": "has disappeared", "cut": "bytes, not", "flip": "SHA-256", "swap": "SHA-256"}
+HARM = [Path.unlink, overwrite, cut, replace_by_rename]
+SAID = {"unlink": "has disappeared", "cut": "bytes, not"}
 
 
 def full(**options: Any) -> Scene:
@@ -70,7 +55,7 @@ def test_its_owner_is_asked_again_and_the_round_ends_as_if_nothing_had_been(
     assert (running.round.phase, running.now.model.round) == ("collecting", 0)
     assert (task.state, task.attempt) == ("open", 2)
     assert task.failure.startswith("UPDATE_LOST")
-    assert SAID[harm.__name__] in task.failure
+    assert SAID.get(harm.__name__, "SHA-256") in task.failure
     assert LocalModel.objects.get().owner == running.sites["ada"]
     again = running.send("grace", 3.0, samples=3)
     assert again.created
@@ -207,33 +192,60 @@ def test_a_file_that_was_only_touched_counts(monkeypatch: pytest.MonkeyPatch) ->
     assert running.now.model.round == 2
 
 
-def disturb(monkeypatch: pytest.MonkeyPatch, running: Scene, harm: Callable[[Path], None]) -> None:
-    """While the files are read, something happens to one of them; once."""
-
-    def aggregate(**arguments: Any) -> Any:
-        monkeypatch.setattr(publishing, "aggregate", real)
-        harm(path_of(running, "grace"))
-        raise UpdateChanged(str(running.sites["grace"].pk), "was written to during the aggregation")
-
-    real = publishing.aggregate
-    monkeypatch.setattr(publishing, "aggregate", aggregate)
-
-
-def test_a_change_while_it_is_read_is_decided_by_the_digest(
+def disturb(
     monkeypatch: pytest.MonkeyPatch,
+    path: Path,
+    harm: Callable[[Path], object],
+    *,
+    late: bool = True,
+) -> None:
+    """Something happens to a file once: after the first block is read, or before any file is opened."""
+
+    def read_into(self: Source, target: memoryview, offset: int) -> None:
+        real(self, target, offset)
+        strike()
+
+    def opened(self: Source, *args: Any, **more: Any) -> None:
+        strike()
+        init(self, *args, **more)
+
+    def strike() -> None:
+        monkeypatch.setattr(Source, "read_into", real)
+        monkeypatch.setattr(Source, "__init__", init)
+        harm(path)
+
+    real, init = Source.read_into, Source.__init__
+    a_moment_later(path)
+    if late:
+        monkeypatch.setattr(Source, "read_into", read_into)
+    else:
+        monkeypatch.setattr(Source, "__init__", opened)
+
+
+@pytest.mark.parametrize(
+    ("harm", "late"),
+    [(overwrite, True), (replace_by_rename, True), (Path.unlink, True), (overwrite, False)],
+)
+def test_a_change_while_it_is_read_is_decided_by_the_digest(
+    harm: Callable[[Path], object], late: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = full()
-    disturb(monkeypatch, running, flip)
+    disturb(monkeypatch, path_of(running, "grace"), harm, late=late)
 
     running.work()
 
     assert running.task("grace").state == "open"
-    assert "SHA-256" in running.task("grace").failure
+    said = "has disappeared" if harm == Path.unlink else "SHA-256"
+    assert said in running.task("grace").failure
 
 
-def test_a_touch_while_it_is_read_costs_an_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("whose", ["grace's", "the model's"])
+def test_a_touch_while_it_is_read_costs_an_attempt(
+    whose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     running = full()
-    disturb(monkeypatch, running, lambda path: os.utime(path))
+    own = Path(weights_storage().path(running.now.model.weights.blob.name))
+    disturb(monkeypatch, path_of(running, "grace") if whose == "grace's" else own, os.utime)
 
     running.work()
 
@@ -245,9 +257,16 @@ def test_a_touch_while_it_is_read_costs_an_attempt(monkeypatch: pytest.MonkeyPat
     assert running.now.model.round == 1
 
 
-def test_a_model_whose_own_file_is_damaged_ends_the_training_with_what_to_do() -> None:
+@pytest.mark.parametrize("late", [None, False, True], ids=["before", "between", "during"])
+def test_a_model_whose_own_file_is_damaged_ends_the_training_with_what_to_do(
+    late: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     running = full()
-    flip(Path(weights_storage().path(running.now.model.weights.blob.name)))
+    own = Path(weights_storage().path(running.now.model.weights.blob.name))
+    if late is None:
+        overwrite(own)
+    else:
+        disturb(monkeypatch, own, overwrite, late=late)
 
     running.work()
 
