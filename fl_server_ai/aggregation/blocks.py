@@ -119,7 +119,8 @@ def read_header(fd: int) -> bytes:
 class Source:
     """A file that is read in blocks and never written. Threads may share it.
 
-    Raises `UpdateChanged` as soon as the file is missing, shorter, or touched since it was opened.
+    Raises `UpdateChanged` as soon as the file is missing, shorter, or touched since it was opened. A second name that
+    comes or goes, as an upload's does, is no touch; whether bytes have changed with it only a digest can tell.
     """
 
     def __init__(self, path: Path, participant: str, *, keep_open: bool = True) -> None:
@@ -128,8 +129,8 @@ class Source:
         self._fd: int | None = None
         fd = self._open()
         try:
-            self._stamp = self._stamp_of(fd)
-            self.size = os.fstat(fd).st_size
+            self._stat = os.fstat(fd)
+            self.size = self._stat.st_size
             self.header = read_header(fd)
         except ValueError as error:
             os.close(fd)
@@ -144,12 +145,6 @@ class Source:
             return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise UpdateChanged(self.participant, "has disappeared") from None
-
-    @staticmethod
-    def _stamp_of(fd: int) -> tuple[int, int, int]:
-        """No program can set ctime, as it can mtime; it also changes when the file loses its name."""
-        stat = os.fstat(fd)
-        return stat.st_ino, stat.st_size, stat.st_ctime_ns
 
     def read_into(self, target: memoryview, offset: int) -> None:
         if self._fd is not None:
@@ -203,7 +198,15 @@ class Source:
             self._compare(self._fd)
 
     def _compare(self, fd: int) -> None:
-        if self._stamp_of(fd) != self._stamp:
+        was, now = self._stat, os.fstat(fd)
+        same = (was.st_ino, was.st_size, was.st_mtime_ns) == (
+            now.st_ino,
+            now.st_size,
+            now.st_mtime_ns,
+        )
+        # Programs can set mtime, not ctime; but that changes with the number of names as well.
+        renamed = 0 < now.st_nlink != was.st_nlink
+        if not same or (was.st_ctime_ns != now.st_ctime_ns and not renamed):
             raise UpdateChanged(
                 self.participant, "was written to, replaced or removed during the aggregation"
             )

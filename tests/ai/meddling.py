@@ -15,6 +15,12 @@ def overwrite(path: Path) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
+def overwrite_and_link(path: Path) -> None:
+    """The same, and one more name, which alone would be no change."""
+    overwrite(path)
+    path.with_name("link").hardlink_to(path)
+
+
 def replace_by_rename(path: Path) -> None:
     """Another file under its name, of the same size and with the same times."""
     stat, other = path.stat(), path.with_name("other")

@@ -398,6 +398,21 @@ def test_a_file_that_changes_during_the_pass_is_noticed(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("n", [2, 300])
+def test_a_second_name_that_goes_during_the_pass_is_no_change(tmp_path: Path, n: int) -> None:
+    files = write(tmp_path, [{"w": torch.ones(8)}] * 2, [1] * 2)
+    strategy = Meddler()
+    strategy.victim = tmp_path / "upload"
+    strategy.victim.hardlink_to(files[1].path)
+    a_moment_later(files[1].path)
+    strategy.harm = Path.unlink
+    many = [replace(files[k > 0], meta=UpdateMeta(f"{k:03}", 1)) for k in range(n)]
+
+    aggregate(base=files[0].path, updates=many, out=tmp_path / "out", strategy=strategy, threads=1)
+
+    assert strategy.harm is None
+
+
 class GiveUp(Exception):
     """What a caller raises who lost its lease."""
 

@@ -15,7 +15,12 @@ from fl_server_ai.trainer import intact, slicing
 from fl_server_ai.trainer.tasks import process_slice, process_trainer_task
 from fl_server_core.models import Blob, LocalModel, Round, TrainerEvent, WorkSlice
 from fl_server_core.storage import weights_storage
-from tests.ai.meddling import a_moment_later, overwrite, replace_by_rename
+from tests.ai.meddling import (
+    a_moment_later,
+    overwrite,
+    overwrite_and_link,
+    replace_by_rename,
+)
 from tests.scenes import Scene, scene
 
 pytestmark = pytest.mark.django_db
@@ -224,7 +229,13 @@ def disturb(
 
 @pytest.mark.parametrize(
     ("harm", "late"),
-    [(overwrite, True), (replace_by_rename, True), (Path.unlink, True), (overwrite, False)],
+    [
+        (overwrite, True),
+        (overwrite_and_link, True),
+        (replace_by_rename, True),
+        (Path.unlink, True),
+        (overwrite, False),
+    ],
 )
 def test_a_change_while_it_is_read_is_decided_by_the_digest(
     harm: Callable[[Path], object], late: bool, monkeypatch: pytest.MonkeyPatch
