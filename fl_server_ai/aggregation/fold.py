@@ -18,6 +18,7 @@ from torch import Tensor
 from fl_server_ai.aggregation.blocks import FLOATS, Run, Source
 from fl_server_ai.aggregation.double import mean_of_float64
 from fl_server_ai.aggregation.exact import Doubt, exact_products, settled
+from fl_server_ai.aggregation.pages import room
 from fl_server_ai.aggregation.rounding import narrowed
 from fl_server_ai.aggregation.transfer import Lane, Slot, queue_of
 
@@ -37,8 +38,8 @@ class Folder:
         self._turn = 0
         self._out = Slot(nbytes)
         with self.on_device():  # memory belongs to the stream on which it was made
-            self._sum = torch.empty(elements, dtype=torch.float64, device=device)
-            self._wide = torch.empty(elements, dtype=torch.float64, device=device)
+            self._sum = room(8 * elements, device).view(torch.float64)
+            self._wide = room(8 * elements, device).view(torch.float64)
             self._doubt = Doubt(device, elements)
         self._store: Tensor | None = None
         self._matrices: dict[tuple[str, int, int], tuple[Tensor, list[memoryview]]] = {}
@@ -151,9 +152,8 @@ class Folder:
             size = key[1] * count
             if self._store is None or self._store.numel() < size * run.itemsize:
                 self._matrices.clear()
-                self._store = torch.empty(
-                    size * run.itemsize, dtype=torch.uint8, device=self.device
-                )
+                self._store = None  # not two at a time
+                self._store = room(size * run.itemsize, self.device)
             flat = self._store[: size * run.itemsize]
             lines = [] if self._queue else [line.numpy().data for line in flat.view(key[1], -1)]
             self._matrices[key] = flat.view(FLOATS[run.dtype]).view(key[1], count), lines

@@ -7,6 +7,7 @@ Numbers are compared as integers that sort as the floats do: bits, not values, s
 makes the bytes of a full sort.
 """
 
+import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,15 @@ if TYPE_CHECKING:
     from fl_server_ai.aggregation.ranking import Comparison
 
 NETWORK = 32  # updates; beyond, sorting is faster
+_kept = threading.local()
 INTEGERS = {1: "char", 2: "short", 4: "int", 8: "long"}
 
 
 def ranked(rows: "Tensor", first: int, last: int) -> "Tensor":
-    """(n, block) floats to (last - first, block): of each column the ranks from `first` to before `last`."""
+    """(n, block) floats to (last - first, block): of each column the ranks from `first` to before `last`.
+
+    In memory of this thread, valid until it asks for ranks again.
+    """
     whole = getattr(rows[:0, :0], INTEGERS[rows.element_size()])().dtype
     if rows.is_cuda:
         there: Tensor = _turn(_turn(rows.view(whole)).sort(dim=0).values[first:last])
@@ -28,7 +33,7 @@ def ranked(rows: "Tensor", first: int, last: int) -> "Tensor":
     # Not at the top: strategies are listed by processes that load neither torch nor NumPy.
     from fl_server_ai.aggregation.ranking import by_network, by_sorting
 
-    result: Tensor = rows.new_empty((last - first, rows.shape[1]))
+    result = _room(rows, last - first)
     keys, target = rows.view(whole).numpy(), result.view(whole).numpy()
     if len(rows) <= NETWORK:
         floats = rows.element_size() in (4, 8)  # NumPy compares halves one by one
@@ -36,6 +41,16 @@ def ranked(rows: "Tensor", first: int, last: int) -> "Tensor":
     else:
         by_sorting(keys, target, first)
     return result
+
+
+def _room(rows: "Tensor", count: int) -> "Tensor":
+    """`count` lines like those of `rows`: making them anew for each block would leave holes in the heap."""
+    nbytes = count * rows.shape[1] * rows.element_size()
+    store: Tensor | None = getattr(_kept, "ranks", None)
+    if store is None or len(store) < nbytes:
+        store = _kept.ranks = rows.new_empty(nbytes, dtype=rows[:0].byte().dtype)
+    found: Tensor = store[:nbytes].view(rows.dtype).view(count, -1)
+    return found
 
 
 def _turn(bits: "Tensor") -> "Tensor":

@@ -5,6 +5,7 @@ first compared as they are, which saves turning them: only zeros and NaN come ou
 would, and where the result has any, the integers are asked.
 """
 
+import mmap
 import threading
 from collections.abc import Sequence
 
@@ -14,7 +15,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.generic]
 Comparison = tuple[int, int, bool, bool]  # two rows; are the smaller and the larger needed?
 LINE = 65_536  # bytes of a row in a pass of the network: a dozen of them fit into a core's cache
-COLUMNS = 4096  # of a pass of sorting
+COLUMNS = 4096  # of a pass of sorting; of many updates fewer
+SORTED = 2 << 20  # bytes of such a pass, and as many beside them
 BAND = 20  # rows that are transposed at a time
 
 _kept = threading.local()
@@ -25,7 +27,7 @@ def scratch(name: str, shape: tuple[int, int], dtype: np.dtype[np.generic]) -> A
     nbytes = shape[0] * shape[1] * dtype.itemsize
     store: Array | None = getattr(_kept, name, None)
     if store is None or store.nbytes < nbytes:
-        store = np.empty(nbytes, dtype=np.uint8)
+        store = np.frombuffer(mmap.mmap(-1, nbytes), dtype=np.uint8)
         setattr(_kept, name, store)
     return store[:nbytes].view(dtype).reshape(shape)
 
@@ -93,8 +95,9 @@ def _compare(rows: Array, comparisons: Sequence[Comparison]) -> list[Array]:
 def by_sorting(rows: Array, target: Array, first: int) -> None:
     """The same by sorting each column whole: with vector instructions that is faster than to select."""
     n, width = rows.shape
-    for start in range(0, width, COLUMNS):
-        part, out = rows[:, start : start + COLUMNS], target[:, start : start + COLUMNS]
+    step = max(16, min(COLUMNS, SORTED // (n * rows.itemsize)))
+    for start in range(0, width, step):
+        part, out = rows[:, start : start + step], target[:, start : start + step]
         columns = scratch("columns", (part.shape[1], n), rows.dtype)
         for top in range(0, n, BAND):
             columns[:, top : top + BAND] = part[top : top + BAND].T

@@ -18,9 +18,8 @@ from fl_server_ai.aggregation.state import State
 from fl_server_ai.aggregation.strategy import Strategy
 from fl_server_core.exceptions import AggregationException
 
-ROWS_BUDGET = (
-    32 << 20
-)  # bytes that the crew holds of (updates x block) matrices; a rule needs a few times that
+# Bytes that the crew holds of (updates x block) matrices; a rule needs a few times that.
+ROWS_BUDGET = 16 << 20
 Job = tuple[int, int, int]  # segment, first number of its run, how many
 Span = tuple[int, int]  # of a run: the first number, and the one after the last
 
