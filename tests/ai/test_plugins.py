@@ -185,21 +185,41 @@ sys.exit("torch" in sys.modules and not faults())
 """
 
 
+PYPROJECT = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "halfway"
+version = "1.0"
+
+[project.entry-points."fl_server_ai.aggregation.strategies"]
+Halfway = "halfway"
+heavy = "heavy"
+
+[tool.setuptools]
+py-modules = ["halfway", "heavy"]
+"""
+INSTALL = [
+    "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile", "--no-build-isolation",
+    "--disable-pip-version-check", "--target",
+]  # fmt: skip
+
+
 def test_packages_are_found_by_entry_point_and_torch_is_noticed(tmp_path: Path) -> None:
-    """In a process without torch, as the web is."""
-    package = tmp_path / "halfway-1.0.dist-info"
+    """Built and installed by pip; in a process without torch, as the web is."""
+    package, site = tmp_path / "package", tmp_path / "site"
     package.mkdir()
-    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: halfway\nVersion: 1.0\n")
-    (package / "entry_points.txt").write_text(
-        "[fl_server_ai.aggregation.strategies]\nHalfway = halfway\nheavy = heavy\n"
-    )
-    (tmp_path / "halfway.py").write_text(GOOD)
-    (tmp_path / "torch").mkdir()  # stands for the real one, which takes seconds
-    (tmp_path / "torch" / "__init__.py").write_text("")
-    (tmp_path / "heavy.py").write_text("import torch\n" + GOOD.replace("Halfway", "Heavy"))
+    (package / "pyproject.toml").write_text(PYPROJECT)
+    (package / "halfway.py").write_text(GOOD)
+    (package / "heavy.py").write_text("import torch\n" + GOOD.replace("Halfway", "Heavy"))
+    subprocess.run([sys.executable, "-m", *INSTALL, str(site), str(package)], check=True)
+    (site / "torch").mkdir()  # stands for the real one, which takes seconds
+    (site / "torch" / "__init__.py").write_text("")
 
     done = subprocess.run(
-        [sys.executable, "-c", PACKAGE, str(tmp_path)],
+        [sys.executable, "-c", PACKAGE, str(site)],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
