@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from fl_server_ai.aggregation import STRATEGIES, UpdateMeta
-from fl_server_ai.aggregation.blocks import Source, layout_of
+from fl_server_ai.aggregation.blocks import FLOATS, Source, layout_of
 from fl_server_ai.aggregation.combination import Inputs
 from fl_server_ai.aggregation.engine import UpdateFile, aggregate
 from fl_server_ai.aggregation.slices import (
@@ -102,9 +102,7 @@ def test_slices_make_the_bytes_of_one_worker_in_every_round(
 def masked(updates: Sequence[UpdateFile]) -> list[UpdateFile]:
     """Every other update leaves out numbers, and one of those whole tensors."""
     some = np.random.default_rng(5)
-    runs = [
-        run for run in layout_of(Source(updates[0].path, "0")).runs if run.dtype.startswith("F")
-    ]
+    runs = [run for run in layout_of(Source(updates[0].path, "0")).runs if run.dtype in FLOATS]
     changed = list(updates)
     for k in range(0, len(updates), 2):
         path = updates[k].path.with_suffix(".mask")

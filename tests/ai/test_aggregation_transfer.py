@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from traceback import clear_frames
 from typing import Any
@@ -22,10 +23,13 @@ from fl_server_ai.testing.rounds import Result, masks
 from fl_server_ai.testing.rounds import random_model as kit_model
 from tests.ai.simulated_gpu import Gpu, Race, simulate
 from tests.ai.test_aggregation import random_models, write
+from tests.ai.test_aggregation_slices import masked
 
 CPU = torch.device("cpu")
 EXACT = ("FedAvg", "FedAvgM", "FedMedian", "TrimmedMean")  # whole-number weights, or no sums at all
 N = 7
+PARTS = "updates that leave things out, and one from an older model"
+CASES = {**{name: name for name in STRATEGIES}, PARTS: "FedAdam"}
 
 
 @pytest.fixture
@@ -54,9 +58,9 @@ def made(
     return result, (folder / "out").read_bytes() + (state.read_bytes() if state.exists() else b"")
 
 
-def rounds_on(folder: Path, name: str, device: str) -> list[Result]:
+def rounds_on(folder: Path, case: str, device: str) -> list[Result]:
     """Two rounds of the kit's inputs, with tensors of all dtypes beside its own."""
-    kind = STRATEGIES[name]
+    kind = STRATEGIES[CASES[case]]
     kit = Rounds(kind, folder, device=device)
     base, *models = ({**kit_model(seed), **one} for seed, one in enumerate(random_models(12)))
     if kind.takes == "mask":
@@ -67,19 +71,23 @@ def rounds_on(folder: Path, name: str, device: str) -> list[Result]:
         UpdateFile(kit.write(model), UpdateMeta(f"{k:03}", k % 4 + 1))
         for k, model in enumerate(models)
     ]
+    if case == PARTS:
+        older, late = kit.write({**kit_model(50), **random_models(1, 50)[0]}), kit.updates[1]
+        kit.updates = masked(kit.updates)
+        kit.updates[1] = replace(late, start=older, meta=replace(late.meta, discount=0.5))
     first = kit.run(block=256, threads=2)
     second = kit.run(kit.sent(1), after=first, number=1, block=256, threads=2)
     return [first, second]
 
 
-def assert_as_close_as_documented(folder: Path, name: str) -> None:
+def assert_as_close_as_documented(folder: Path, case: str) -> None:
     for place in ("cpu", "cuda"):
         (folder / place).mkdir()
-    expected = rounds_on(folder / "cpu", name, "cpu")
+    expected = rounds_on(folder / "cpu", case, "cpu")
 
-    got = rounds_on(folder / "cuda", name, "cuda")
+    got = rounds_on(folder / "cuda", case, "cuda")
 
-    if name in EXACT:
+    if case in EXACT:
         assert [one.all for one in got] == [one.all for one in expected]
     for one, other in zip(got, expected, strict=True):
         assert_close(one.out, other.out)
@@ -98,11 +106,11 @@ def assert_close(got: Path, expected: Path) -> None:
             assert torch.equal(tensor, wanted[key])
 
 
-@pytest.mark.parametrize("name", list(STRATEGIES))
+@pytest.mark.parametrize("case", CASES)
 def test_streams_race_for_no_memory_and_make_what_the_cpu_does(
-    name: str, tmp_path: Path, gpu: Gpu
+    case: str, tmp_path: Path, gpu: Gpu
 ) -> None:
-    assert_as_close_as_documented(tmp_path, name)
+    assert_as_close_as_documented(tmp_path, case)
 
     assert gpu.operations > 100
     assert gpu.most == 2  # one block is copied while the other is read
@@ -201,10 +209,10 @@ def test_so_does_a_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("name", list(STRATEGIES))
-def test_a_gpu_is_as_close_to_the_cpu_as_the_documentation_says(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_a_gpu_is_as_close_to_the_cpu_as_the_documentation_says(case: str, tmp_path: Path) -> None:
     torch.cuda.reset_peak_memory_stats()
 
-    assert_as_close_as_documented(tmp_path, name)
+    assert_as_close_as_documented(tmp_path, case)
 
     assert torch.cuda.max_memory_allocated() > 0
