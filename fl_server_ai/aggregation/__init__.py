@@ -28,7 +28,7 @@ Start reading here. No strategy sees a whole model or knows about files, threads
 - `masks.py`      means over updates that leave single numbers out
 - `shared.py`     what clients get of the strategy's state
 - `largest.py`    how far each update goes at most, for rules that leave out broken ones
-- `pages.py`     large buffers, from the system and back to it
+- `pages.py`     the largest buffers, from the system and back to it
 - `transfer.py`   blocks on their way to a GPU
 - `device.py`     CPU or GPU, and how many threads
 

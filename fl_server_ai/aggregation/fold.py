@@ -38,8 +38,8 @@ class Folder:
         self._turn = 0
         self._out = Slot(nbytes)
         with self.on_device():  # memory belongs to the stream on which it was made
-            self._sum = room(8 * elements, device).view(torch.float64)
-            self._wide = room(8 * elements, device).view(torch.float64)
+            self._sum = torch.empty(elements, dtype=torch.float64, device=device)
+            self._wide = torch.empty(elements, dtype=torch.float64, device=device)
             self._doubt = Doubt(device, elements)
         self._store: Tensor | None = None
         self._matrices: dict[tuple[str, int, int], tuple[Tensor, list[memoryview]]] = {}

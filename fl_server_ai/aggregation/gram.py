@@ -9,7 +9,6 @@ from torch import Tensor
 from fl_server_ai.aggregation.blocks import Run, Source
 from fl_server_ai.aggregation.crew import run_all
 from fl_server_ai.aggregation.fold import Folder
-from fl_server_ai.aggregation.pages import room
 
 Stripe = Sequence[tuple[Run, int, int]]  # blocks: their run, first number, how many
 # (count,) float64 on the device, of a run from a number on
@@ -50,7 +49,7 @@ class GramWorker:
         self.folder = Folder(device, length, 8)
         self._chunk = length if device.type == "cuda" else chunk_length(updates)
         with self.folder.on_device():
-            self._rows = room(8 * updates * self._chunk, device).view(torch.float64)
+            self._rows = torch.empty(updates * self._chunk, dtype=torch.float64, device=device)
 
     def partial(
         self, base: Source, sources: Sequence[Source], last: Beside | None, stripe: Stripe

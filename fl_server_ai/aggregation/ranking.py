@@ -5,7 +5,6 @@ first compared as they are, which saves turning them: only zeros and NaN come ou
 would, and where the result has any, the integers are asked.
 """
 
-import mmap
 import threading
 from collections.abc import Sequence
 
@@ -27,7 +26,7 @@ def scratch(name: str, shape: tuple[int, int], dtype: np.dtype[np.generic]) -> A
     nbytes = shape[0] * shape[1] * dtype.itemsize
     store: Array | None = getattr(_kept, name, None)
     if store is None or store.nbytes < nbytes:
-        store = np.frombuffer(mmap.mmap(-1, nbytes), dtype=np.uint8)
+        store = np.empty(nbytes, dtype=np.uint8)
         setattr(_kept, name, store)
     return store[:nbytes].view(dtype).reshape(shape)
 

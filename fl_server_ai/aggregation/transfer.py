@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from fl_server_ai.aggregation.blocks import FLOATS, Run, Source
-from fl_server_ai.aggregation.pages import host_room
 
 Mark = Any  # a point in what a device has been told to do
 
@@ -93,7 +92,7 @@ class Slot:
     def __init__(
         self,
         nbytes: int,
-        host: Callable[[int], Tensor] = host_room,
+        host: Callable[[int], Tensor] = lambda n: torch.empty(n, dtype=torch.uint8),
     ) -> None:
         self._bytes = host(nbytes)
         self._views: dict[tuple[str, int], tuple[Tensor, memoryview]] = {}
