@@ -177,7 +177,7 @@ class ModelView(View):
             ),
         ],
         responses=answers(
-            {**FILE, 206: OpenApiTypes.BINARY, 304: None, 416: None}, 400, 404, 422, 507
+            {**FILE, 206: OpenApiTypes.BINARY, 304: None, 416: None}, 400, 404, 409, 422, 507
         ),
     )
     def get(self, request: Request, pk: str) -> HttpResponseBase:
