@@ -1,8 +1,12 @@
 """Memory depends on the size of a block, never on the number of updates."""
 
+import json
 import subprocess
 import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,38 +14,55 @@ from safetensors.torch import save_file
 
 PARAMETERS = 1_000_000
 
+# torch is loaded once; each job has a process of its own, whose peak begins with what it was given.
 MEASURE = """
 import json
+import os
 import sys
 from pathlib import Path
 from fl_server_ai.aggregation import STRATEGIES, UpdateMeta
 from fl_server_ai.aggregation.engine import UpdateFile, aggregate
 
+folder = Path(sys.argv[1])
+
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
-def run(n):
-    out = Path(sys.argv[1]) / "out"
-    beside = Path(sys.argv[1]) / "beside" if sys.argv[2] == "SCAFFOLD" else None
-    mask = Path(sys.argv[1]) / "mask" if sys.argv[2] == "FedAvgM" else None
+def run(job, n):
+    beside = folder / "beside" if job["name"] == "SCAFFOLD" else None
+    mask = folder / "mask" if job["name"] == "FedAvgM" else None
     updates = [
-        UpdateFile(
-            Path(sys.argv[1]) / str(k), UpdateMeta(str(k), k + 1), extras=beside, mask=mask
-        )
+        UpdateFile(folder / str(k), UpdateMeta(str(k), k + 1), extras=beside, mask=mask)
         for k in range(n)
     ]
-    base = Path(sys.argv[1]) / "0"
-    kind = STRATEGIES[sys.argv[2]]
-    strategy = kind(kind.Options(**json.loads(sys.argv[4])))
-    threads = int(sys.argv[3])
-    aggregate(base=base, updates=updates, out=out, strategy=strategy, device="cpu", threads=threads)
+    kind = STRATEGIES[job["name"]]
+    aggregate(
+        base=folder / "0", updates=updates, out=folder / "out", device="cpu",
+        strategy=kind(kind.Options(**job["options"])), threads=job["threads"],
+    )
 
-run(int(sys.argv[5]))
-before = peak()
-run(int(sys.argv[6]))
-print(peak() - before)
+for job in json.loads(sys.argv[2]):
+    child = os.fork()
+    if child == 0:
+        run(job, job["few"])
+        before = peak()
+        run(job, job["many"])
+        print(json.dumps([job["name"], peak() - before]), flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 """
+
+
+@dataclass
+class Job:
+    """Two rounds with so many updates, `few` first."""
+
+    name: str
+    threads: int = 2
+    options: dict[str, Any] = field(default_factory=dict)
+    few: int = 3
+    many: int = 40
 
 
 # Megabytes that the buffers of two threads may take; the other 37 updates would be 148 MB.
@@ -58,26 +79,30 @@ LIMITS = {
 }
 
 
-@pytest.mark.parametrize("name", LIMITS)
-def test_forty_updates_need_no_more_memory_than_three(tmp_path: Path, name: str) -> None:
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    folder = tmp_path_factory.mktemp("updates")
     for index in range(40):
-        save_file({"w": torch.full((PARAMETERS,), float(index))}, tmp_path / str(index))
+        save_file({"w": torch.full((PARAMETERS,), float(index))}, folder / str(index))
+    save_file({"scaffold.dc.0": torch.ones(PARAMETERS)}, folder / "beside")
+    save_file({"mask.0": torch.ones(PARAMETERS, dtype=torch.uint8)}, folder / "mask")
 
-    save_file({"scaffold.dc.0": torch.ones(PARAMETERS)}, tmp_path / "beside")
-    save_file({"mask.0": torch.ones(PARAMETERS, dtype=torch.uint8)}, tmp_path / "mask")
-
-    assert grown(tmp_path, name) < LIMITS[name] * 1_000_000
+    return grown(folder, [Job(name) for name in LIMITS])
 
 
-def grown(
-    folder: Path, name: str, threads: int = 2, options: str = "{}", few: int = 3, many: int = 40
-) -> int:
+@pytest.mark.parametrize("name", LIMITS)
+def test_forty_updates_need_no_more_memory_than_three(measured: dict[str, int], name: str) -> None:
+    assert measured[name] < LIMITS[name] * 1_000_000
+
+
+def grown(folder: Path, jobs: Iterable[Job]) -> dict[str, int]:
     """By how many bytes the peak of a process is higher after the larger round than after the smaller one."""
-    given = [str(folder), name, str(threads), options, str(few), str(many)]
+    given = json.dumps([asdict(job) for job in jobs])
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *given], check=True, capture_output=True, text=True
-    )
-    return int(done.stdout)
+        [sys.executable, "-c", MEASURE, str(folder), given],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return dict(json.loads(line) for line in done.stdout.splitlines())
 
 
 @pytest.mark.heavy
@@ -91,4 +116,5 @@ def test_many_threads_share_one_budget_of_memory(tmp_path: Path) -> None:
             path.hardlink_to(tmp_path / str(index % 9))
 
     # The rows of four threads are 20 MB; Bulyan, which trims what it has chosen, takes a few times that.
-    assert grown(tmp_path, "Bulyan", 4, '{"f": 1}', 7, 100) < 250_000_000
+    jobs = [Job("Bulyan", threads=4, options={"f": 1}, few=7, many=100)]
+    assert grown(tmp_path, jobs)["Bulyan"] < 250_000_000
