@@ -23,7 +23,11 @@ if "sqlite" in DATABASES["default"]["ENGINE"]:  # type: ignore[index]
         **sqlite(FL_DATA_DIR / "db.sqlite3"),
         "TEST": {"NAME": FL_DATA_DIR / "test.sqlite3"},
     }
+    # Like the PostgreSQL of the tests: no test cuts the power.
+    DATABASES["default"]["OPTIONS"]["init_command"] += "PRAGMA synchronous=OFF;"  # type: ignore[index]
 ALLOWED_HOSTS = ["testserver", "localhost", "127.0.0.1"]
 CACHES["default"] = {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-WHITENOISE_AUTOREFRESH = True  # look for a static file when it is asked for, not for all in each test's client
+WHITENOISE_AUTOREFRESH = (
+    True  # look for a static file when it is asked for, not for all in each test's client
+)
