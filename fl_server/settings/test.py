@@ -28,6 +28,5 @@ if "sqlite" in DATABASES["default"]["ENGINE"]:  # type: ignore[index]
 ALLOWED_HOSTS = ["testserver", "localhost", "127.0.0.1"]
 CACHES["default"] = {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-WHITENOISE_AUTOREFRESH = (
-    True  # look for a static file when it is asked for, not for all in each test's client
-)
+# Looks for a static file when it is asked for, not for all of them in the client of each test.
+WHITENOISE_AUTOREFRESH = True
