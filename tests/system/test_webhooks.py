@@ -154,7 +154,7 @@ def test_an_endpoint_that_is_down_delays_its_own_site_only(
             assert grace.answer(2).status_code == 201
             tried = "select receiver_id, max(attempt) from fl_server_core_notification group by 1"
             until(
-                lambda: dict(embedded.rows(tried))[UUID(ada.id).hex] == 2,
+                lambda: dict(embedded.rows(tried))[UUID(ada.id).hex] >= 2,
                 "another attempt at ada's endpoint",
             )
             time.sleep(max(0.0, began + seconds - time.monotonic()))
