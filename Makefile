@@ -13,10 +13,11 @@ SYSTEM := tests/system tests/demo tests/docs
 # Programs in sandboxes, which see no database; what the rows of a question go through is in test_inference.py.
 PROGRAMS := $(wildcard tests/api/test_inference_*.py tests/api/test_torch_*.py) tests/api/test_calibration.py \
   tests/api/test_model_statistics.py
-# Pages for people, forms, and what strategies compute: the same on every database.
+# Pages for people, forms, and what has no rows or computes from them: the same on every database.
 ONCE := tests/api/test_admin.py tests/api/test_errors.py tests/api/test_full_disk.py tests/api/test_update_forms.py \
   tests/api/test_malformed_updates.py tests/api/test_strategy_vectors.py tests/ai/test_strategies_rounds.py \
-  tests/ai/test_plugins.py tests/api/test_plugin_trainings.py
+  tests/ai/test_plugins.py tests/api/test_plugin_trainings.py tests/ai/test_conformance_kit.py tests/ai/test_staleness.py \
+  tests/core/test_killpoints.py tests/core/test_policy_sampling.py tests/core/test_registry.py
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo serve check test test-sqlite test-postgres test-files test-system test-heavy test-faults fuzz bench bench-server papers load docs fix clean

@@ -41,7 +41,8 @@ from benchmarks.watch import Watch  # noqa: E402
 IDLE_SECONDS = 10.0  # how long everybody waits before the first round
 PROBE_PAUSE = 0.2  # seconds between two control calls
 WARM_ROUNDS = 20  # memory may grow until then
-BOUNDS = {"errors": 1, "connections": 30, "web MB": 400, "drift %": 5.0}  # first value that is bad
+# first value that is bad
+BOUNDS = {"errors": 1, "processes that ended": 1, "connections": 30, "web MB": 400, "drift %": 5.0}
 
 
 @dataclass
@@ -296,6 +297,7 @@ def report(
             "rounds threads": max((s.web_threads for s in busy), key=sum, default=[]),
         },
         "drift": {"since": since, "percent": watch.drift(since)},
+        "turnover": watch.turnover(),
         "memory": watch.samples[-1].rss if watch.samples else {},
         "series": watch.series(),
         "cpu": spent,
@@ -310,6 +312,7 @@ def broken(found: dict[str, Any]) -> list[str]:
     memory = max(found["web"]["waiting rss"], found["web"]["rounds rss"]) / 1e6
     figures = {
         "errors": sum(found["errors"].values()),
+        "processes that ended": sum(seen["ended"] for seen in found["turnover"].values()),
         "connections": connections,
         "web MB": memory,
     }
@@ -361,6 +364,10 @@ def shown(found: dict[str, Any], server: str) -> Table:
         size = found["memory"].get(name, 0) / 1e6
         table.add_row(
             f"growth of {name} ({size:.0f} MB) since round {drift['since']}", f"{percent:+.1f} %"
+        )
+    for role, seen in found["turnover"].items():
+        table.add_row(
+            f"processes of {role} that ended, and that joined", f"{seen['ended']}, {seen['joined']}"
         )
     spent = ", ".join(f"{role} {value:.1f}" for role, value in found["cpu"].items())
     table.add_row("CPU seconds", spent)

@@ -109,8 +109,21 @@ class Watch(threading.Thread):
                 found[name][sample.round] = size
         return dict(found)
 
+    def turnover(self) -> dict[str, dict[str, int]]:
+        """By role: how many processes ended while it was looked, and how many joined after the first look."""
+        looks = [set(sample.rss) for sample in self.samples]
+        names = set().union(*looks)
+        found = {name.split()[0]: {"ended": 0, "joined": 0} for name in sorted(names)}
+        for name in names:
+            found[name.split()[0]]["ended"] += name not in looks[-1]
+            found[name.split()[0]]["joined"] += name not in looks[0]
+        return found
+
     def drift(self, since: int) -> dict[str, float]:
-        """By process: percent that its memory grew from round `since` to the last, by a fitted line."""
+        """By process: percent that its memory grew from round `since` to the last, by a fitted line.
+
+        Those who were there in round `since`; `turnover` counts who went or came.
+        """
         after = [sample for sample in self.samples if sample.round >= since]
         found = {}
         for name in after[0].rss if after else {}:

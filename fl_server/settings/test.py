@@ -23,6 +23,10 @@ if "sqlite" in DATABASES["default"]["ENGINE"]:  # type: ignore[index]
         **sqlite(FL_DATA_DIR / "db.sqlite3"),
         "TEST": {"NAME": FL_DATA_DIR / "test.sqlite3"},
     }
+    # Like the PostgreSQL of the tests: no test cuts the power.
+    DATABASES["default"]["OPTIONS"]["init_command"] += "PRAGMA synchronous=OFF;"  # type: ignore[index]
 ALLOWED_HOSTS = ["testserver", "localhost", "127.0.0.1"]
 CACHES["default"] = {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+# Looks for a static file when it is asked for, not for all of them in the client of each test.
+WHITENOISE_AUTOREFRESH = True

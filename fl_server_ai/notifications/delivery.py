@@ -1,19 +1,20 @@
-"""Delivers queued messages: in order for each receiver, several receivers at once, no sleeping."""
+"""Delivers queued messages: many receivers at once, no sleeping, and nobody waits for who does not answer."""
 
 import hashlib
 import hmac
 import json
 import logging
 import random
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from datetime import datetime, timedelta
+from contextlib import contextmanager
+from datetime import timedelta
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from django.conf import settings
-from django.db import connection
-from django.db.models import Exists, F, OuterRef, QuerySet
 from django.utils import timezone
 
 from fl_server_ai.notifications.transports import (
@@ -23,6 +24,8 @@ from fl_server_ai.notifications.transports import (
     Transport,
     Unreachable,
 )
+from fl_server_ai.notifications.turns import OBSOLETE, claim, turns
+from fl_server_core.connections import connection_release
 from fl_server_core.exceptions import IllegalMove
 from fl_server_core.killpoints import around
 from fl_server_core.lifecycle import NotificationState, TaskState, move
@@ -31,74 +34,56 @@ from fl_server_core.models.notifications import NotificationType
 from fl_server_core.services.tokens import webhook_secret
 
 log = logging.getLogger("fl.server")
-THREADS = 8
+THREADS = 64  # receivers that are told at a time; a thread mostly waits for one of them
+KEPT_FREE = 16  # threads that nobody takes of whom it isn't known that he answers
 AT_A_TIME = 50
-# How long a message belongs to who is sending it; longer than a transport may take.
-IN_FLIGHT = timedelta(seconds=30)
-LONGEST_PAUSE = 300.0  # seconds
-KEPT_FREE = 2  # threads that no second attempt takes: who is there is told although many are away
-LOOK_SECONDS = 1.0  # how often new messages are looked for while others are being sent
+PATIENCE = 1.0  # seconds; a call does not wait for those who let it wait longer
 MAX_ERROR = 2_000
+LONGEST_PAUSE = 300.0  # seconds
 OnGone = Callable[[Task, str, str], None]
+OnLate = Callable[[], None]
+
+_pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fl-webhook")
+_away: set[UUID] = set()  # receivers that this process is sending to
+_starting = threading.Lock()
+_desks = threading.Semaphore(4)  # so many of the threads have a connection to the database
 
 
-def first_in_line() -> QuerySet[Notification]:
-    """Queued messages that have nothing earlier before them for the same receiver and training."""
-    earlier = Notification.objects.filter(
-        training=OuterRef("training"),
-        receiver=OuterRef("receiver"),
-        id__lt=OuterRef("id"),
-        state=NotificationState.QUEUED,
-    )
-    return Notification.objects.filter(~Exists(earlier), state=NotificationState.QUEUED)
-
-
-def next_due() -> datetime | None:
-    """When the next message wants to be sent (it may be past), if there is one."""
-    waiting = first_in_line().order_by("next_attempt_at")
-    return waiting.values_list("next_attempt_at", flat=True).first()
-
-
-def deliver_due(*, on_gone: OnGone, limit: int = AT_A_TIME) -> int:
+def deliver_due(*, on_gone: OnGone, on_late: OnLate, limit: int = AT_A_TIME) -> int:
     """Send what is due until nothing is; returns how many were attempted, `limit` at most.
 
-    Each message is claimed by one conditional UPDATE, so any number of processes may do this at once.
-    A receiver that doesn't answer keeps one of the threads; the others go on with what is due. What has
-    failed before is not tried in all threads at a time.
+    Each message is claimed by one conditional UPDATE, so any number of processes may do this at once. In
+    each, a receiver is sent one message at a time, whatever the number of its trainings.
+
+    Attempts that take longer than `PATIENCE` go on after the call has returned, and other calls send the
+    rest meanwhile; `on_late()` says that one of them has come to its end. A kill there is like one in the call:
+    the claim expires, the attempt is counted.
     `on_gone(task, code, text)` hears of tasks whose client said no or can't be reached.
     """
     attempted = 0
     sending: set[Future[None]] = set()
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="fl-webhook") as pool:
-        while True:
-            claimed = _claim_due(min(THREADS - len(sending), limit - attempted))
-            attempted += len(claimed)
-            sending |= {pool.submit(_in_thread, pk, on_gone) for pk in claimed}
-            if not sending:
-                return attempted
-            _, sending = wait(sending, LOOK_SECONDS, FIRST_COMPLETED)
+    while True:
+        started = _start(limit - attempted, on_gone, on_late)
+        attempted += len(started)
+        done, sending = wait(sending | started, PATIENCE, FIRST_COMPLETED)
+        if not done:
+            return attempted
 
 
-def _claim_due(most: int) -> list[int]:
+def _start(most: int, on_gone: OnGone, on_late: OnLate) -> set[Future[None]]:
+    started: set[Future[None]] = set()
     if most <= 0:
-        return []
-    due = first_in_line().filter(next_attempt_at__lte=timezone.now()).order_by("id")
-    ids = due.values_list("pk", flat=True)
-    fresh = list(ids.filter(attempt=0)[:most])
-    again = list(ids.filter(attempt__gt=0)[: max(0, most - len(fresh) - KEPT_FREE)])
-    return [pk for pk in fresh + again if _claim(pk)]
+        return started
+    with _starting:
+        for pk, receiver in turns(_away.copy(), threads=THREADS, kept=KEPT_FREE, most=most):
+            if claim(pk):
+                _away.add(receiver)
+                started.add(_pool.submit(_in_thread, pk, receiver, on_gone, on_late))
+    return started
 
 
-def _claim(pk: int) -> bool:
-    now = timezone.now()
-    due = Notification.objects.filter(
-        pk=pk, state=NotificationState.QUEUED, next_attempt_at__lte=now
-    )
-    with around("message.claim"):
-        return bool(due.update(attempt=F("attempt") + 1, next_attempt_at=now + IN_FLIGHT))
-
-
-def _in_thread(pk: int, on_gone: OnGone) -> None:
+def _in_thread(pk: int, receiver: UUID, on_gone: OnGone, on_late: OnLate) -> None:
+    began = time.monotonic()
     try:
         _deliver(pk, on_gone)
     except (IllegalMove, Notification.DoesNotExist):
@@ -108,33 +93,58 @@ def _in_thread(pk: int, on_gone: OnGone) -> None:
     ):  # one message must not stop the others; its claim expires, attempts are counted
         log.exception("notification %s could not be handled", pk)
     finally:
-        connection.close()
+        _away.discard(receiver)
+        if time.monotonic() - began > PATIENCE / 2:
+            with _desk():
+                on_late()
+
+
+@contextmanager
+def _desk() -> Iterator[None]:
+    """Work on rows. Who waits for a receiver, or for its turn here, has no connection."""
+    with _desks:
+        try:
+            yield
+        finally:
+            connection_release()
 
 
 def _deliver(pk: int, on_gone: OnGone) -> None:
     """One attempt. The task goes before the message is settled: a kill in between repeats, it loses nothing."""
-    notification = Notification.objects.select_related("receiver", "task__round", "training").get(
-        pk=pk
-    )
-    task = notification.task
-    if task is not None and task.state != TaskState.OPEN:
-        _settle(notification, NotificationState.FAILED, "obsolete")
-        return
-    if notification.attempt > settings.FL_WEBHOOK_ATTEMPTS:  # the last one never came to its end
-        _give_up(notification, notification.last_error or "no attempt came to its end", on_gone)
-        return
-    try:
+    with _desk():
+        notification = Notification.objects.select_related(
+            "receiver", "task__round", "training"
+        ).get(pk=pk)
+        if _hopeless(notification, on_gone):
+            return
         url = notification.receiver.message_endpoint
-        transport, message = _transport(url), message_of(notification, url)
+        message = message_of(notification, url)
+    status, failure = None, None
+    try:
+        transport = _transport(url)
         with around("message.send"):
             status = transport.deliver(message)
-    except Rejected as error:
-        _gone(task, "REJECTED", str(error), on_gone)
-        _settle(notification, NotificationState.REJECTED, str(error), error.status)
-    except Unreachable as error:
-        _again(notification, str(error), on_gone)
-    else:
-        _settle(notification, NotificationState.DELIVERED, "", status)
+    except (Rejected, Unreachable) as error:
+        failure = error
+    with _desk():
+        if isinstance(failure, Unreachable):
+            _again(notification, str(failure), on_gone)
+        elif failure is not None:
+            _gone(notification.task, "REJECTED", str(failure), on_gone)
+            _settle(notification, NotificationState.REJECTED, str(failure), failure.status)
+        else:
+            _settle(notification, NotificationState.DELIVERED, "", status)
+
+
+def _hopeless(notification: Notification, on_gone: OnGone) -> bool:
+    """Settle what need not be sent: its task is over, or the last attempt never came to its end."""
+    if notification.task is not None and notification.task.state != TaskState.OPEN:
+        _settle(notification, NotificationState.FAILED, OBSOLETE)
+        return True
+    if notification.attempt > settings.FL_WEBHOOK_ATTEMPTS:
+        _give_up(notification, notification.last_error or "no attempt came to its end", on_gone)
+        return True
+    return False
 
 
 def _settle(

@@ -3,6 +3,7 @@
 from django.db import transaction
 from django.db.models import Exists, OuterRef
 
+from fl_server_ai.dispatch import dispatch_notifications
 from fl_server_ai.notifications.delivery import deliver_due
 from fl_server_ai.services.rounds import round_advance
 from fl_server_core.killpoints import committing
@@ -13,8 +14,12 @@ from fl_server_core.services.trainings import training_locked
 
 
 def notifications_deliver() -> int:
-    """Send what is due; returns how many messages were attempted. Any number of processes may call it."""
-    attempted = deliver_due(on_gone=_task_gone)
+    """Send what is due; returns how many messages were attempted. Any number of processes may call it.
+
+    It leaves those who do not answer at once behind: as soon as one of them has answered, or its time is
+    over, what follows from that is asked for by a hint like that of any other message.
+    """
+    attempted = deliver_due(on_gone=_task_gone, on_late=dispatch_notifications)
     _end_notifying()
     return attempted
 

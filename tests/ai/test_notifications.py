@@ -8,19 +8,22 @@ import socket
 import ssl
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 import trustme
+from django.db import connection
 from django.utils import timezone
 
 from fl_client.webhook import Gate
 from fl_server.settings.env import BadSetting, Places, env_places
 from fl_server_ai import dispatch
-from fl_server_ai.notifications import delivery, guard
+from fl_server_ai.notifications import delivery, guard, turns
 from fl_server_ai.notifications.transports import (
     TRANSPORTS,
     Message,
@@ -48,6 +51,12 @@ def endpoint(settings: Any) -> Iterator[Endpoint]:
     found = Endpoint()
     yield found
     found.close()
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call waits for everybody, on a slow machine too."""
+    monkeypatch.setattr(delivery, "PATIENCE", 60.0)
 
 
 def deliver(url: str, body: bytes = b"{}") -> int:
@@ -197,6 +206,10 @@ def test_an_endpoint_that_never_answers_is_unreachable(endpoint: Endpoint, setti
 
 def void(_: object) -> None:
     """For lambdas that must return nothing."""
+
+
+def ignored(*_: object) -> None:
+    """Hears of something, and does nothing."""
 
 
 def test_an_endpoint_that_drips_is_cut_off(endpoint: Endpoint, settings: Any) -> None:
@@ -531,58 +544,142 @@ def test_a_later_message_waits_for_an_earlier_one_that_is_tried_again(endpoint: 
     assert endpoint.messages()[0]["delivery_id"] == endpoint.messages()[1]["delivery_id"]
 
 
+@dataclass
+class Waiting:
+    """Receivers that answer when somebody else was told that the round begins; `saw` if they lived to see it."""
+
+    endpoint: Endpoint
+    told: str
+    served: threading.Event = field(default_factory=threading.Event)
+    saw: list[bool] = field(default_factory=list)
+    at_once: list[int] = field(default_factory=list)  # how many were waiting, one more included
+    now: int = 0
+
+    def hanging(self, handler: BaseHTTPRequestHandler) -> None:
+        self.now += 1
+        self.at_once.append(self.now)
+        self.saw.append(self.served.wait(20))
+        self.now -= 1
+        answering(200)(handler)
+
+    def quick(self, handler: BaseHTTPRequestHandler) -> None:
+        answering(200)(handler)
+        if self.endpoint.types(f"/{self.told}")[-1] == "UPDATE_ROUND_START":
+            self.served.set()
+
+
+def waiting_for(told: Scene, endpoint: Endpoint, name: str) -> Waiting:
+    """Everybody hangs, each at a path of its own, until this site was told."""
+    paths_apart(told, endpoint)
+    found = Waiting(endpoint, name)
+    endpoint.behave, endpoint.at = found.hanging, {f"/{name}": found.quick}
+    return found
+
+
+def before(told: Scene, *sites: str, state: NotificationState) -> None:
+    """What became of the last message to these sites."""
+    for site in sites:
+        Notification.objects.create(
+            training=told.training, receiver=told.sites[site], type="CLIENT_REMOVED", state=state,
+            finished_at=timezone.now(),
+        )  # fmt: skip
+
+
 @in_database
 def test_an_endpoint_that_hangs_delays_nobody_else(endpoint: Endpoint, settings: Any) -> None:
     settings.FL_WEBHOOK_READ_SECONDS = 60.0
-    told = scene(endpoint=endpoint.url)
-    paths_apart(told, endpoint)
-    grace_is_served = threading.Event()
-    saw: list[bool] = []
-
-    def slow(handler: BaseHTTPRequestHandler) -> None:
-        saw.append(grace_is_served.wait(20))
-        answering(200)(handler)
-
-    def quick(handler: BaseHTTPRequestHandler) -> None:
-        answering(200)(handler)
-        if endpoint.types("/grace")[-1] == "UPDATE_ROUND_START":
-            grace_is_served.set()
-
-    endpoint.at = {"/ada": slow, "/grace": quick}
+    away = waiting_for(scene(endpoint=endpoint.url), endpoint, "grace")
 
     notifications_deliver()
 
-    assert saw == [True, True]
+    assert away.saw == [True, True]
 
 
 @in_database
-def test_who_is_away_again_and_again_delays_nobody_who_is_there(
-    endpoint: Endpoint, settings: Any
+@pytest.mark.parametrize("known", ["tried before", "did not answer", "never told", "one in many"])
+def test_who_is_away_delays_nobody_who_is_there(
+    endpoint: Endpoint, settings: Any, monkeypatch: pytest.MonkeyPatch, known: str
 ) -> None:
-    """More of them than there are threads, and none of them is given up while the others are told."""
+    """More of them than there are threads, and none of them is given up while the other is told."""
     settings.FL_WEBHOOK_READ_SECONDS = 60.0
-    dead = [f"dead-{n}" for n in range(delivery.THREADS + 2)]
+    monkeypatch.setattr(delivery, "THREADS", 8)
+    monkeypatch.setattr(delivery, "KEPT_FREE", 2)
+    dead = ["dead"] if known == "one in many" else [f"dead-{n}" for n in range(10)]
     told = scene(*dead, "grace", endpoint=endpoint.url)
-    paths_apart(told, endpoint)
-    Notification.objects.exclude(receiver=told.sites["grace"]).update(attempt=1)
-    grace_is_served = threading.Event()
-    saw: list[bool] = []
-
-    def hanging(handler: BaseHTTPRequestHandler) -> None:
-        saw.append(grace_is_served.wait(20))
-        answering(200)(handler)
-
-    def quick(handler: BaseHTTPRequestHandler) -> None:
-        answering(200)(handler)
-        if endpoint.types("/grace")[-1] == "UPDATE_ROUND_START":
-            grace_is_served.set()
-
-    endpoint.at = {**{f"/{name}": hanging for name in dead}, "/grace": quick}
+    away = waiting_for(told, endpoint, "grace")
+    if known == "tried before":
+        Notification.objects.exclude(receiver=told.sites["grace"]).update(attempt=1)
+    elif known == "did not answer":
+        before(told, *dead, state=NotificationState.FAILED)
+    elif known == "never told":
+        before(told, "grace", state=NotificationState.DELIVERED)
+    else:
+        mine = Notification.objects.get(receiver=told.sites["dead"], type="TRAINING_START")
+        for number in range(10):  # earlier ones, as of other trainings
+            also_in_another_training(told, mine, number)
 
     notifications_deliver()
 
-    assert len(saw) >= len(dead)
-    assert all(saw)
+    assert len(away.saw) >= len(dead)
+    assert all(away.saw)
+    assert max(away.at_once) <= (1 if known == "one in many" else 6)
+
+
+def also_in_another_training(told: Scene, message: Notification, number: int) -> None:
+    training, model = told.now, told.now.model
+    version = model.current_version
+    model.pk, model.current_version = None, None
+    model.save()
+    training.pk, training.model = None, model
+    training.save()
+    assert version is not None
+    message.pk, message.training = -1 - number, training
+    message.delivery_id = uuid.uuid4()
+    message.save(force_insert=True)
+
+
+@in_database
+def test_forty_who_were_never_told_anything_and_hang_do_not_delay_the_next(
+    endpoint: Endpoint, settings: Any
+) -> None:
+    settings.FL_WEBHOOK_READ_SECONDS = 60.0
+    dead = [f"dead-{n}" for n in range(40)]
+    away = waiting_for(scene(*dead, "grace", endpoint=endpoint.url), endpoint, "grace")
+
+    notifications_deliver()
+
+    assert len(away.saw) >= len(dead)
+    assert all(away.saw)
+
+
+@in_database
+def test_a_call_leaves_behind_who_hangs_and_hears_of_it_later(
+    endpoint: Endpoint, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.FL_WEBHOOK_READ_SECONDS = 60.0
+    monkeypatch.setattr(delivery, "PATIENCE", 0.2)
+    told = scene(endpoint=endpoint.url)
+    away = waiting_for(told, endpoint, "nobody")
+    hinted = threading.Event()
+    monkeypatch.setitem(dispatch._senders, "none", lambda *_: hinted.set())
+
+    notifications_deliver()
+    again = notifications_deliver()
+    sent = list(away.saw)
+    away.served.set()
+
+    assert hinted.wait(20)
+    assert (again, sent) == (0, [])
+    until_nobody_is_told()
+    monkeypatch.setattr(delivery, "PATIENCE", 60.0)
+    notifications_deliver()
+    assert set(Notification.objects.values_list("state", "attempt")) == {("delivered", 1)}
+    assert told.round.phase == RoundPhase.COLLECTING
+
+
+def until_nobody_is_told() -> None:
+    while delivery._away:
+        time.sleep(0.01)
 
 
 @in_database
@@ -610,7 +707,7 @@ def test_two_deliverers_send_each_message_once(endpoint: Endpoint) -> None:
     def work() -> None:
         start.wait()
         attempted.append(notifications_deliver())
-        delivery.connection.close()
+        connection.close()
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
@@ -628,7 +725,7 @@ def test_two_deliverers_send_each_message_once(endpoint: Endpoint) -> None:
 def test_the_limit_is_kept(endpoint: Endpoint) -> None:
     scene(*(f"site-{i}" for i in range(10)), endpoint=endpoint.url)
 
-    assert delivery.deliver_due(on_gone=lambda *_: None, limit=3) == 3
+    assert delivery.deliver_due(on_gone=ignored, on_late=ignored, limit=3) == 3
 
     assert len(endpoint.requests) == 3
 
@@ -640,9 +737,9 @@ def test_the_next_due_time_is_that_of_the_first_in_line(endpoint: Endpoint) -> N
 
     Notification.objects.filter(type="TRAINING_START").update(next_attempt_at=later)
 
-    assert delivery.next_due() == later  # the next one is due, but has to wait
+    assert turns.next_due() == later  # the next one is due, but has to wait
     told.training.notifications.all().delete()
-    assert delivery.next_due() is None
+    assert turns.next_due() is None
 
 
 # --- what follows -----------------------------------------------------------------------------
@@ -774,7 +871,7 @@ def test_a_killed_sender_does_not_keep_its_message(endpoint: Endpoint) -> None:
     scene("ada", endpoint=endpoint.url)
     first = Notification.objects.order_by("id").first()
     assert first is not None
-    assert delivery._claim(first.pk)
+    assert turns.claim(first.pk)
 
     assert notifications_deliver() == 0
     assert send_all() == 2
@@ -792,7 +889,7 @@ def test_a_task_that_could_not_be_ended_is_ended_at_the_next_attempt(
     def broken(*_: object) -> None:
         raise RuntimeError("killed here")
 
-    delivery.deliver_due(on_gone=broken)
+    delivery.deliver_due(on_gone=broken, on_late=ignored)
     assert told.task("ada").state == TaskState.OPEN
     send_all()
 

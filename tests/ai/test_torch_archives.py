@@ -110,12 +110,24 @@ def test_every_module_is_read_and_written_back(
     same(loaded.state_dict(), new)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)  # torch takes a tenth of a second for each
 @given(module=files.modules())
 def test_every_script_module_is_read_and_written_back(
     tmp_path_factory: pytest.TempPathFactory, module: nn.Module
 ) -> None:
-    path = folder(tmp_path_factory) / "script.pt"
+    read_and_written_back(module, folder(tmp_path_factory) / "script.pt")
+
+
+@pytest.mark.heavy
+@settings(deadline=None, max_examples=500)
+@given(module=files.modules())
+def test_hundreds_of_script_modules_are_read_and_written_back(
+    tmp_path_factory: pytest.TempPathFactory, module: nn.Module
+) -> None:
+    read_and_written_back(module, folder(tmp_path_factory) / "script.pt")
+
+
+def read_and_written_back(module: nn.Module, path: Path) -> None:
     del module.settings, module.kind
     for part in module.modules():
         if isinstance(part, Block):

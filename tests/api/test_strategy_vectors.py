@@ -470,13 +470,22 @@ def file(tensors: Tensors) -> SimpleUploadedFile:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_vector_comes_out_of_uploads_over_http(login, name: str) -> None:
+def test_the_vector_comes_out_of_uploads_over_http_and_a_killed_worker_leaves_the_same_bytes(
+    login, name: str, monkeypatch
+) -> None:
+    """Killed, in a training beside, before the last round's result was committed: its files are made once more."""
     case = CASES[name]
-    site = Site(login, case)
+    site, killed = Site(login, case, "a"), Site(login, case, "b")
+    last = len(case.rounds)
     site.start()
+    killed.start()
 
     for number, expected in enumerate(case.expected):
         process_trainer_task(site.answer_round(number).pk)
+        event = killed.answer_round(number)
+        if number + 1 == last:
+            interrupt(event, monkeypatch)
+        process_trainer_task(event.pk)
 
         got = site.download()
         assert got.keys() == case.start.keys()
@@ -484,33 +493,17 @@ def test_the_vector_comes_out_of_uploads_over_http(login, name: str) -> None:
             for tensor, values in expected.items():
                 np.testing.assert_allclose(got[tensor], values, rtol=0, atol=case.atol)
                 assert got[tensor].dtype == case.start[tensor].dtype
-    last = ModelVersion.objects.get(model_id=site.model, number=len(case.rounds))
+    version = ModelVersion.objects.get(model_id=site.model, number=last)
     if case.scalars is not None:
-        assert last.scalars == pytest.approx(case.scalars)
+        assert version.scalars == pytest.approx(case.scalars)
     if case.state:
-        with local_path(last.strategy_state) as path:
+        with local_path(version.strategy_state) as path:
             remembered = load(path.read_bytes())
         for block, numbers in case.state.items():
             np.testing.assert_allclose(remembered[block], numbers, rtol=0, atol=case.atol)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_a_killed_worker_leaves_the_same_bytes(login, name: str, monkeypatch) -> None:
-    """Killed before the last round's result was committed; all its files are made once more."""
-    made = []
-    for tag in ("a", "b"):
-        site = Site(login, CASES[name], tag)
-        site.start()
-        last = len(site.case.rounds) - 1
-        for number in range(last + 1):
-            event = site.answer_round(number)
-            if tag == "b" and number == last:
-                interrupt(event, monkeypatch)
-            process_trainer_task(event.pk)
-        made.append(site.bytes_of(last + 1))
-
-    assert len(made[0]) == len(made[1])
-    for one, other in zip(*made, strict=True):
+    made, again = site.bytes_of(last), killed.bytes_of(last)
+    assert len(made) == len(again)
+    for one, other in zip(made, again, strict=True):
         assert nameless(one) == nameless(other)
 
 

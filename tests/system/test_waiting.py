@@ -29,10 +29,30 @@ def test_growth_is_that_of_a_fitted_line_after_the_first_rounds() -> None:
     assert grown["worker 2"] == pytest.approx(100 * 179 * 50_000 / 100_000_000)
 
 
+def test_a_process_that_was_replaced_is_counted_and_breaks_a_bound() -> None:
+    watch = Watch({"web": os.getpid()}, None)
+    for number in range(40):
+        worker = "worker 2" if number < 30 else "worker 3"
+        late = {} if number < 10 else {"inference 4": 1_000}
+        rss = {"web 1": 1_000, worker: 1_000, **late}
+        watch.samples.append(Sample(float(number), number, None, 0, 0, [], rss))
+
+    seen = watch.turnover()
+
+    assert seen == {
+        "inference": {"ended": 0, "joined": 1},
+        "web": {"ended": 0, "joined": 0},
+        "worker": {"ended": 1, "joined": 1},
+    }
+    assert broken(found(turnover=seen)) == ["processes that ended: 1, must be below 1"]
+    assert Watch({"web": os.getpid()}, None).turnover() == {}
+
+
 def found(**others: Any) -> dict[str, Any]:
     usual = {
         "rounds": 200,
         "errors": {},
+        "turnover": {"web": {"ended": 0, "joined": 2}},
         "connections": {"waiting": 3, "rounds": {"max": 29.0}},
         "web": {"waiting rss": 399_000_000, "rounds rss": 100},
         "drift": {"since": 20, "percent": {"web 1": 4.9, "worker 2": -7.0}},

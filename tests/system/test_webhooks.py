@@ -1,9 +1,11 @@
 """Sites that are told by webhook, on a real server: one that is away delays nobody but itself."""
 
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -30,6 +32,8 @@ class Told:
             secret = checked(me.post("/api/users/myself/webhook-secret/"), 200)["webhook_secret"]
         self.base, self.gate = base, Gate(secret)
         self.known: list[int] = []  # what the SDK's own check says of each delivery
+        self.meanwhile: Callable[[], int] = lambda: 0
+        self.saw: list[int] = []  # what that was, at each delivery
         self.answers_lost = 0  # of so many deliveries, the first ones, the server never hears
 
     def listen(self) -> None:
@@ -37,6 +41,7 @@ class Told:
         self.endpoint.behave = self._hear
 
     def _hear(self, handler: BaseHTTPRequestHandler) -> None:
+        self.saw.append(self.meanwhile())
         _, headers, raw = self.endpoint.requests[-1]
         signed = (headers["X-FL-Timestamp"], headers["X-FL-Delivery"], headers["X-FL-Signature"])
         self.known.append(self.gate.check(*signed, raw))
@@ -77,6 +82,41 @@ class Told:
         return self.send(asked)
 
 
+class Abyss(Endpoint):
+    """A site that takes messages, and never answers; `given_up` counts senders who had enough."""
+
+    def __init__(self, base: str) -> None:
+        super().__init__()
+        self.behave = self._swallow
+        self.given_up = 0
+        self.site, _ = register(base, "lost", client=True, message_endpoint=self.url)
+
+    def _swallow(self, handler: BaseHTTPRequestHandler) -> None:
+        handler.connection.recv(1)
+        self.given_up += 1
+
+
+def train(researcher: httpx.Client, clients: list[str], **options: Any) -> str:
+    """Start a training of three rounds with a model of its own; its URL."""
+    uploaded = researcher.post(
+        "/api/models/",
+        data={"name": "m", "description": "d"},
+        files={"model_file": save(model(10))},
+    )
+    wanted = {
+        "model_id": checked(uploaded, 201)["model_id"],
+        "target_num_updates": 3,
+        "aggregation_method": "FedAvg",
+        "metric_names": [],
+        "clients": clients,
+        "options": {"skip_model_tests": True, **options},
+    }
+    made = checked(researcher.post("/api/trainings/", json=wanted), 201)
+    training = f"/api/trainings/{made['training_id']}/"
+    checked(researcher.post(f"{training}start/"), 202)
+    return training
+
+
 @pytest.mark.parametrize(
     ("pause", "seconds"), [(1, 0), pytest.param(5, 30, marks=pytest.mark.heavy, id="30 s")]
 )
@@ -86,39 +126,37 @@ def test_an_endpoint_that_is_down_delays_its_own_site_only(
     embedded = Embedded(tmp_path)
     allowed = {"FL_WEBHOOK_ALLOW": "127.0.0.1", "FL_WEBHOOK_PAUSE": str(pause)}
     with embedded.serving(**allowed) as server:
+        abyss = Abyss(embedded.base)
         ada, grace, mary = (
             Told(embedded.base, name, free_port()) for name in ("ada", "grace", "mary")
         )
         _, actor = register(embedded.base, "researcher", actor=True)
         with http(embedded.base, actor) as researcher:
-            uploaded = researcher.post(
-                "/api/models/", data={"name": "m", "description": "d"},
-                files={"model_file": save(model(10))},
-            )  # fmt: skip
-            wanted = {
-                "model_id": checked(uploaded, 201)["model_id"], "target_num_updates": 3,
-                "aggregation_method": "FedAvg", "metric_names": [],
-                "clients": [ada.id, grace.id, mary.id],
-                # Asks all three; the first two updates close a round.
-                "options": {
-                    "skip_model_tests": True, "sampling": "fixed", "clients_per_round": 2,
-                    "over_selection": 1.5,
-                },
-            }  # fmt: skip
-            made = checked(researcher.post("/api/trainings/", json=wanted), 201)
-            training = f"/api/trainings/{made['training_id']}/"
             grace.listen()
             mary.answers_lost = 1
             mary.listen()
+            for _ in range(9):  # one site, in more trainings than there were threads once
+                train(researcher, [abyss.site])
+            grace.meanwhile = lambda: abyss.given_up
             began = time.monotonic()
 
-            checked(researcher.post(f"{training}start/"), 202)
+            # Asks all three; the first two updates close a round.
+            training = train(
+                researcher,
+                [ada.id, grace.id, mary.id],
+                sampling="fixed",
+                clients_per_round=2,
+                over_selection=1.5,
+            )
             for round in (0, 1):  # ada is down: nobody waits for her
                 assert grace.answer(round).status_code == 201
                 assert mary.answer(round).status_code == 201
             assert grace.answer(2).status_code == 201
-            tried = "select max(attempt) from fl_server_core_notification"
-            until(lambda: embedded.rows(tried) >= [(2,)], "another attempt at ada's endpoint")
+            tried = "select receiver_id, max(attempt) from fl_server_core_notification group by 1"
+            until(
+                lambda: dict(embedded.rows(tried))[UUID(ada.id).hex] >= 2,
+                "another attempt at ada's endpoint",
+            )
             time.sleep(max(0.0, began + seconds - time.monotonic()))
             ada.listen()
             assert ada.answer(2).status_code == 201
@@ -129,6 +167,7 @@ def test_an_endpoint_that_is_down_delays_its_own_site_only(
             until(lambda: state() == "C", "the end of the training")
             for site in (ada, grace, mary):
                 site.hear_out()
+        abyss.close()
         assert "Traceback" not in server.log
 
     everything = ["TRAINING_START", *["UPDATE_ROUND_START"] * 3, "TRAINING_FINISHED"]
@@ -136,6 +175,8 @@ def test_an_endpoint_that_is_down_delays_its_own_site_only(
     assert grace.endpoint.types() == everything
     assert mary.endpoint.types() == ["TRAINING_START", *everything]
     assert grace.rounds() == mary.rounds() == [0, 1, 2]
+    assert set(abyss.types()) == {"TRAINING_START"}
+    assert grace.saw[:2] == [0, 0]  # was told of round 0 while others waited for the abyss
     assert set(ada.known) == set(grace.known) == {202}
     assert mary.known == [202, 200, 202, 202, 202, 202]  # by its delivery id
     again = [message["delivery_id"] for message in mary.endpoint.messages()]
