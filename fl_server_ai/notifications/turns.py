@@ -1,7 +1,7 @@
 """Which message is sent next: in order for each receiver, and those who answer before those who may not."""
 
 from collections.abc import Collection, Iterable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from uuid import UUID
 
 from django.db.models import Exists, F, OuterRef, QuerySet, Subquery
@@ -25,12 +25,6 @@ def first_in_line() -> QuerySet[Notification]:
         state=NotificationState.QUEUED,
     )
     return Notification.objects.filter(~Exists(earlier), state=NotificationState.QUEUED)
-
-
-def next_due() -> datetime | None:
-    """When the next message wants to be sent (it may be past), if there is one."""
-    waiting = first_in_line().order_by("next_attempt_at")
-    return waiting.values_list("next_attempt_at", flat=True).first()
 
 
 def turns(away: Collection[UUID], *, threads: int, kept: int, most: int) -> list[tuple[int, UUID]]:

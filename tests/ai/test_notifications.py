@@ -731,15 +731,15 @@ def test_the_limit_is_kept(endpoint: Endpoint) -> None:
 
 
 @in_database
-def test_the_next_due_time_is_that_of_the_first_in_line(endpoint: Endpoint) -> None:
-    told = scene("ada", endpoint=endpoint.url)
+def test_a_message_that_is_due_waits_for_the_one_before_it(endpoint: Endpoint) -> None:
+    scene("ada", endpoint=endpoint.url)
     later = timezone.now() + timedelta(minutes=3)
 
     Notification.objects.filter(type="TRAINING_START").update(next_attempt_at=later)
 
-    assert turns.next_due() == later  # the next one is due, but has to wait
-    told.training.notifications.all().delete()
-    assert turns.next_due() is None
+    assert turns.turns((), threads=64, kept=16, most=64) == []
+    Notification.objects.filter(type="TRAINING_START").delete()
+    assert len(turns.turns((), threads=64, kept=16, most=64)) == 1
 
 
 # --- what follows -----------------------------------------------------------------------------
