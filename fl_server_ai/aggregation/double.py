@@ -5,7 +5,7 @@ than a tenth of the speed.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,41 +14,53 @@ from fl_server_ai.aggregation.rounding import UNIT
 
 VELTKAMP = 2.0**27 + 1
 SHRINK = 2.0**-64  # room for VELTKAMP, and for the sum of as many numbers as there can be updates
+TINY = 2.0**-850  # what is smaller has bits that may not survive that
 
 
 def mean_of_float64(
     blocks: Callable[[], Iterator[Tensor]], weights: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """Means with about 106 bits in between, for all finite numbers, and the indices of those that may be rounded wrongly.
+    """Means, and the indices of those that may be rounded wrongly: about 106 bits in between did not do.
 
-    Where it overflows on its way, the blocks are read again and divided by a power of two: that loses
-    nothing but bits more than a thousand below the largest, and other numbers keep what they have.
+    Where it overflows on its way, the blocks are read again and divided by a power of two; in doubt is then, too,
+    what loses bits by that.
     """
-    mean, doubtful = _mean(blocks(), weights)
+    mean, doubtful = _rounded(*mean_in_parts(blocks(), weights))
     finite = torch.isfinite(mean)
     if not bool(finite.all()):
         exponent = math.frexp(max(weights))[1]
         shares = [math.ldexp(weight, -exponent) for weight in weights]
-        shrunk, unsure = _mean((block * SHRINK for block in blocks()), shares)
+        parts = mean_in_parts((block * SHRINK for block in blocks()), shares)
+        shrunk, unsure = _rounded(*parts)
+        for block in blocks():
+            unsure |= (block != 0) & (block.abs() < TINY)
         mean = torch.where(finite, mean, shrunk / SHRINK)
         doubtful = torch.where(finite, doubtful, unsure)
     return mean, (doubtful & torch.isfinite(mean)).nonzero().reshape(-1)
 
 
-def _mean(blocks: Iterator[Tensor], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
-    high = low = errors = torch.zeros(())
+def _rounded(quotient: Tensor, part: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+    doubtful = quotient + (part - bound) != quotient + (part + bound)
+    return torch.where(part == 0, quotient, quotient + part), doubtful  # -0 + 0 would be 0
+
+
+def mean_in_parts(
+    blocks: Iterable[Tensor], weights: Sequence[float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(quotient, part, bound) in float64: the exact means are quotient + part, but for `bound` at most."""
+    high = low = noise = torch.zeros(())
     for index, (block, weight) in enumerate(zip(blocks, weights, strict=True)):
         product, error = two_product(block, float(weight))
         if index == 0:
-            high, low, errors = product, error, error.abs()
+            high, low, noise = product, error, error.abs()
             continue
         total = high + product
         other = total - high
         rounded = (high - (total - other)) + (product - other)
         low = low + (error + rounded)
-        errors = errors + (error.abs() + rounded.abs())
+        noise = noise + (error.abs() + rounded.abs())
         high = total
-    divisor = float(sum(weights))
+    divisor = math.fsum(weights)
     quotient = high / divisor
     product, error = two_product(quotient, divisor)
     remainder = (high - product) - error
@@ -56,15 +68,13 @@ def _mean(blocks: Iterator[Tensor], weights: Sequence[float]) -> tuple[Tensor, T
     tail = math.fsum([*weights, -divisor])  # what the sum of fractional weights was rounded by
     if tail:
         rest = rest - quotient * tail
-    errors = errors + (remainder.abs() + (quotient * tail).abs())
     part = rest / divisor
     # Errors of the errors, and what underflows; there are none where a sum without any was divided without any.
+    errors = noise + remainder.abs() + (quotient * tail).abs()
     bound = errors * ((4 * len(weights) + 16) * UNIT / divisor) + 2.0**-1070
     product, error = two_product(part, divisor)
-    exact = (low == 0) & (errors == remainder.abs()) & (product == remainder) & (error == 0)
-    bound = torch.where(exact, 0.0, bound)
-    doubtful = quotient + (part - bound) != quotient + (part + bound)
-    return torch.where(part == 0, quotient, quotient + part), doubtful  # -0 + 0 would be 0
+    exact = (noise == 0) & (product == remainder) & (error == 0)
+    return quotient, part, bound if tail else torch.where(exact, 0.0, bound)
 
 
 def two_product(values: Tensor, factor: float) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,10 @@
 """Correct rounding of means: which float64 sums could round either way, and what the exact mean says of those.
 
 A sum of float64 is off by at most a known part of its terms' sizes (Higham 2002, section 4.2). Where a number and what it
-could be instead round to the same number of the narrower dtype, it is the right one. Of random numbers one in a million
-is not that sure, of those whose terms cancel more, and of a few updates that count alike each that lies exactly in the
+could be instead round to the same number of the narrower dtype, it is the right one. Of random numbers about one in
+100,000 is not that sure, of those whose terms cancel more, and of a few updates that count alike each that lies exactly in the
 middle of two numbers: the mean of two does so every third time. Most of these are sums without any error, which a look
-at their terms shows; only the rest takes sums of any precision.
+at their terms shows; the rest takes sums of twice the precision, or of any.
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_server_ai.aggregation.double import two_product
+from fl_server_ai.aggregation.double import mean_in_parts, two_product
 from fl_server_ai.aggregation.rounding import UNIT, narrowed
 
 UNDERFLOW = 2.0**-60  # the square of what is smaller may vanish from a float32
@@ -68,7 +68,7 @@ def _unit(weights: Sequence[float]) -> float:
     """
     n = len(weights)
     often = (weight * (n - index + 4) for index, weight in enumerate(weights))
-    return 1.1 * UNIT * math.sqrt(math.fsum(one * one for one in often)) / sum(weights)
+    return 1.1 * UNIT * math.sqrt(math.fsum(one * one for one in often)) / math.fsum(weights)
 
 
 def undecided(mean: Tensor, off: Tensor, dtype: torch.dtype) -> Tensor:
@@ -93,22 +93,43 @@ def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
 def settled(columns: Tensor, weights: Sequence[float], dtype: torch.dtype) -> Tensor:
     """The exact means of (updates, numbers) float64, as float64 that `narrowed` to `dtype` round correctly."""
     found = torch.zeros(columns.shape[1], dtype=torch.float64)
-    if dtype == torch.float64:
-        for index, column in enumerate(columns.T.tolist()):
-            found[index] = float(_exact(column, weights))
-        return found
     left = torch.arange(columns.shape[1])
-    if columns.numel() > FEW and exact_products(weights):
-        found, sure = _without_error(columns, weights)
-        left = left[~sure]
+    if dtype != torch.float64 and columns.numel() > FEW:
+        if exact_products(weights):
+            found, sure = _without_error(columns, weights)
+            left = left[~sure]
         if left.numel():
-            products = columns[:, left] * torch.tensor(weights, dtype=torch.float64)[:, None]
-            sums = torch.tensor(list(map(math.fsum, products.T.tolist())), dtype=torch.float64)
-            found[left] = sums = sums / sum(weights)
-            left = left[undecided(sums, sums.abs() * (4 * UNIT), dtype)]
+            found[left], sure = _with_error(columns[:, left], weights, dtype)
+            left = left[~sure]
+    by = [Fraction(weight) for weight in weights]
+    divisor = sum(by)
     for index in left.tolist():
-        found[index] = _to_odd(_exact(columns[:, index].tolist(), weights))
+        values = map(Fraction, columns[:, index].tolist())
+        mean = sum((w * value for w, value in zip(by, values, strict=True)), Fraction()) / divisor
+        found[index] = float(mean) if dtype == torch.float64 else _to_odd(mean)
     return found
+
+
+def _with_error(
+    columns: Tensor, weights: Sequence[float], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Means, rounded to odd, and which of them are right: 106 bits of sums leave hardly one in doubt."""
+    quotient, part, bound = mean_in_parts(columns, weights)
+    low, high = (_cast(_sum_to_odd(quotient, part + off), dtype) for off in (-bound, bound))
+    return _sum_to_odd(quotient, part), low == high
+
+
+def _sum_to_odd(a: Tensor, b: Tensor) -> Tensor:
+    total = a + b
+    other = total - a
+    return _odd(total, (a - (total - other)) + (b - other))
+
+
+def _odd(values: Tensor, rest: Tensor) -> Tensor:
+    """Of the two neighbours of `values + rest` the one with an odd last bit; `values` where there is no rest."""
+    beside = torch.nextafter(values, torch.copysign(torch.full_like(values, math.inf), rest))
+    even = values.view(torch.int64) % 2 == 0
+    return torch.where((rest != 0) & even, beside, values)
 
 
 def _without_error(columns: Tensor, weights: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -121,18 +142,10 @@ def _without_error(columns: Tensor, weights: Sequence[float]) -> tuple[Tensor, T
     sum_of_sizes = by @ sizes
     smallest = sizes.masked_fill_(sizes == 0, math.inf).amin(0)
     sure = sum_of_sizes < smallest * 2.0**29
-    total, divisor = by @ columns, float(sum(weights))
+    total, divisor = by @ columns, math.fsum(weights)
     mean = total / divisor
     product, error = two_product(mean, divisor)
-    rest = (total - product) - error  # exact, as a division's remainder always is
-    beside = torch.nextafter(mean, torch.copysign(torch.full_like(mean, math.inf), rest))
-    even = mean.view(torch.int64) % 2 == 0
-    return torch.where((rest != 0) & even, beside, mean), sure
-
-
-def _exact(values: Sequence[float], weights: Sequence[float]) -> Fraction:
-    terms = (Fraction(value) * Fraction(w) for value, w in zip(values, weights, strict=True))
-    return sum(terms, Fraction()) / sum(map(Fraction, weights))
+    return _odd(mean, (total - product) - error), sure  # exact, as a division's remainder always is
 
 
 def _to_odd(value: Fraction) -> float:

@@ -22,6 +22,8 @@ from fl_server_ai.aggregation.pages import room
 from fl_server_ai.aggregation.rounding import narrowed
 from fl_server_ai.aggregation.transfer import Lane, Slot, queue_of
 
+MANY = 8192  # of a block: perhaps only because they are zero
+ROOM = 8 << 20  # bytes of a thread for numbers in doubt
 FEW = 48  # numbers of an update that are sooner read one by one than with their block
 
 
@@ -83,22 +85,32 @@ class Folder:
             squares = self._doubt.squares(count, len(sources), kept)
             mean = self._mean(sources, weights, run, start, count, squares)
             doubtful = self._doubt.left_by(squares, mean, weights, dtype)
-        if doubtful.numel():
-            columns = self._columns(sources, run, start, count, doubtful)
+        if doubtful.numel() > MANY:
+            doubtful = doubtful[self._anything(sources, run, start, count)[doubtful]]
+        most = max(1, ROOM // (16 * len(sources)))
+        for first in range(0, doubtful.numel(), most):
+            some = doubtful[first : first + most]
+            columns = self._columns(sources, run, start, some)
             found = settled(columns, weights, FLOATS[run.dtype]).to(self.device)
-            zero = (found == 0) & (mean[doubtful] == 0)  # of whatever sign it has
-            mean[doubtful] = torch.where(zero, mean[doubtful], found)
+            zero = (found == 0) & (mean[some] == 0)  # of whatever sign it has
+            mean[some] = torch.where(zero, mean[some], found)
         return mean
 
-    def _columns(
-        self, sources: Sequence[Source], run: Run, start: int, count: int, where: Tensor
-    ) -> Tensor:
-        """(updates, numbers) float64 on the host."""
+    def _anything(self, sources: Sequence[Source], run: Run, start: int, count: int) -> Tensor:
+        """(count,) bool: where any update has another number than zero."""
+        found = torch.zeros(count, dtype=torch.bool, device=self.device)
+        for block in self.blocks(sources, run, start, count):
+            found |= (block if block.element_size() > 1 else block.float()) != 0
+        return found
+
+    def _columns(self, sources: Sequence[Source], run: Run, start: int, where: Tensor) -> Tensor:
+        """(updates, numbers) float64 on the host, of a block's numbers at `where`, in rising order."""
         columns = torch.empty((len(sources), where.numel()), dtype=torch.float64)
         if where.numel() > FEW or not all(source.is_open for source in sources):
-            blocks = self.blocks(sources, run, start, count)
+            first, last = int(where[0]), int(where[-1])
+            blocks = self.blocks(sources, run, start + first, last - first + 1)
             for row, block in zip(columns, blocks, strict=True):
-                row.copy_((block if block.element_size() > 1 else block.float())[where])
+                row.copy_((block if block.element_size() > 1 else block.float())[where - first])
             return columns
         places = [run.offset + (start + at) * run.itemsize for at in where.tolist()]
         for row, source in zip(columns, sources, strict=True):
@@ -136,7 +148,7 @@ class Folder:
                 # Two roundings. A fused multiply-add has one, and torch does not promise which of
                 # the two it uses at the end of a block.
                 total.add_(wide.mul_(weight))
-        return total.div_(sum(weights))
+        return total.div_(math.fsum(weights))
 
     def rows(self, sources: Sequence[Source], run: Run, start: int, count: int) -> Tensor:
         """(updates, count) in the run's dtype."""

@@ -93,10 +93,12 @@ def _in_thread(pk: int, receiver: UUID, on_gone: OnGone, on_late: OnLate) -> Non
     ):  # one message must not stop the others; its claim expires, attempts are counted
         log.exception("notification %s could not be handled", pk)
     finally:
-        _away.discard(receiver)
         if time.monotonic() - began > PATIENCE / 2:
-            with _desk():
+            with _desk():  # until it is its turn, this thread is not free
+                _away.discard(receiver)
                 on_late()
+        else:
+            _away.discard(receiver)
 
 
 @contextmanager

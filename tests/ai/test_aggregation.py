@@ -44,7 +44,7 @@ def average(folder: Path, models: Sequence[Tensors], sizes: Sequence[int], **mor
     return load_file(out)
 
 
-def exact_mean(values: Sequence[float], sizes: Sequence[int]) -> Fraction:
+def exact_mean(values: Sequence[float], sizes: Sequence[int | Fraction]) -> Fraction:
     pairs = zip(values, sizes, strict=True)
     return sum((Fraction(value) * size for value, size in pairs), Fraction()) / sum(sizes)
 

@@ -1,6 +1,7 @@
 """A mean is the number of its dtype that is nearest to the exact one, whatever is averaged."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,15 +9,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from safetensors.torch import load_file
 
-from fl_server_ai.aggregation import fold
-from tests.ai.test_aggregation import FLOAT_DTYPES, average, exact_mean
+from fl_server_ai.aggregation import STRATEGIES, fold
+from fl_server_ai.aggregation.engine import aggregate
+from tests.ai.test_aggregation import FLOAT_DTYPES, average, exact_mean, write
 
 BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 SIZES = [60_000, 1, 77, 2**20 - 1, 3, 999_983]
 
 
-def assert_nearest(got: torch.Tensor, rows: Sequence[torch.Tensor], sizes: Sequence[int]) -> None:
+def assert_nearest(
+    got: torch.Tensor, rows: Sequence[torch.Tensor], sizes: Sequence[int | Fraction]
+) -> None:
     """Neither neighbour is nearer, and in the middle the number is the even one."""
     bits = got.view(BITS[got.element_size()])
     around = [(bits + step).view(got.dtype).double().tolist() for step in (0, -1, 1)]
@@ -101,6 +106,72 @@ def test_the_few_in_doubt_among_many_are_right_too(
     assert found == [3]  # of 30,000
     chosen = slice(None, None, 10_000)
     assert_nearest(got[chosen].contiguous(), [row[chosen] for row in rows], SIZES)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_discounted_updates_are_weighed_exactly_too(tmp_path: Path, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(6)
+    rows = [torch.randn(200, generator=generator, dtype=torch.float64).to(dtype) for _ in SIZES]
+    for row in rows:
+        row[:100] = 0  # too many to be settled one by one
+    rows[1][100:110], rows[2][100:110] = 1e4, -1e4
+    updates = [
+        replace(update, meta=replace(update.meta, discount=1 / (1 + index) ** 0.5))
+        for index, update in enumerate(write(tmp_path, [{"w": row} for row in rows], SIZES))
+    ]
+    weights = [Fraction(update.meta.num_examples * update.meta.discount) for update in updates]
+
+    aggregate(
+        base=None, updates=updates, out=tmp_path / "out", strategy=STRATEGIES["FedAvg"](), device="cpu"
+    )  # fmt: skip
+
+    assert_nearest(load_file(tmp_path / "out")["w"], rows, weights)
+
+
+def test_a_float64_mean_that_overflows_on_its_way_keeps_its_small_numbers(tmp_path: Path) -> None:
+    rows = [
+        torch.tensor(row, dtype=torch.float64)
+        for row in (
+            [1e305, 1e305],
+            [-1e305, -1e305],
+            [1.1 * 2.0**-1000, 2.0**-965 * (1 + 2.0**-52)],
+        )
+    ]
+
+    assert_nearest(mean(tmp_path, rows, [2**20, 2**20, 2**21]), rows, [2**20, 2**20, 2**21])
+
+
+def test_what_is_zero_everywhere_needs_no_second_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    rows = [torch.randn(60_000, generator=generator) for _ in SIZES]
+    for row in rows:
+        row[:50_000] = 0
+    looked: list[int] = []
+    columns = fold.Folder._columns
+
+    def watched(*args: object) -> torch.Tensor:
+        looked.append(args[-1].numel())  # type: ignore[attr-defined]
+        return columns(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fold.Folder, "_columns", watched)
+
+    got = mean(tmp_path, rows, SIZES)
+
+    assert sum(looked) < 100
+    assert not got[:50_000].any()
+
+
+def test_numbers_in_doubt_are_settled_in_portions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fold, "ROOM", 16 * 6 * 70)
+    generator = torch.Generator().manual_seed(2)
+    rows = [torch.randn(1_000, generator=generator) for _ in SIZES]
+    rows[3] *= 1e20  # its square is too large for a float32
+
+    assert_nearest(mean(tmp_path, rows, SIZES), rows, SIZES)
 
 
 def test_numbers_that_the_float64_sum_gets_wrong_come_out_right(tmp_path: Path) -> None:
