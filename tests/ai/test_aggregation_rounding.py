@@ -86,12 +86,9 @@ def test_what_is_left_when_terms_cancel_is_correctly_rounded(
     assert_nearest(got, rows, [7, 5, 7])
 
 
-def test_the_few_in_doubt_among_many_are_right_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generator = torch.Generator().manual_seed(3)
-    rows = [torch.randn(30_000, generator=generator) for _ in SIZES]
-    rows[1][::10_000], rows[2][::10_000] = 1e25, -1e25 / 77
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many numbers were looked at again, each time."""
     found: list[int] = []
     columns = fold.Folder._columns
 
@@ -100,10 +97,17 @@ def test_the_few_in_doubt_among_many_are_right_too(
         return columns(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fold.Folder, "_columns", watched)
+    return found
+
+
+def test_the_few_in_doubt_among_many_are_right_too(tmp_path: Path, settled: list[int]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    rows = [torch.randn(30_000, generator=generator) for _ in SIZES]
+    rows[1][::10_000], rows[2][::10_000] = 1e25, -1e25 / 77
 
     got = mean(tmp_path, rows, SIZES)
 
-    assert found == [3]  # of 30,000
+    assert settled == [3]  # of 30,000
     chosen = slice(None, None, 10_000)
     assert_nearest(got[chosen].contiguous(), [row[chosen] for row in rows], SIZES)
 
@@ -141,25 +145,15 @@ def test_a_float64_mean_that_overflows_on_its_way_keeps_its_small_numbers(tmp_pa
     assert_nearest(mean(tmp_path, rows, [2**20, 2**20, 2**21]), rows, [2**20, 2**20, 2**21])
 
 
-def test_what_is_zero_everywhere_needs_no_second_look(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_zero_everywhere_needs_no_second_look(tmp_path: Path, settled: list[int]) -> None:
     generator = torch.Generator().manual_seed(3)
     rows = [torch.randn(60_000, generator=generator) for _ in SIZES]
     for row in rows:
         row[:50_000] = 0
-    looked: list[int] = []
-    columns = fold.Folder._columns
-
-    def watched(*args: object) -> torch.Tensor:
-        looked.append(args[-1].numel())  # type: ignore[attr-defined]
-        return columns(*args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(fold.Folder, "_columns", watched)
 
     got = mean(tmp_path, rows, SIZES)
 
-    assert sum(looked) < 100
+    assert sum(settled) < 100
     assert not got[:50_000].any()
 
 

@@ -34,9 +34,9 @@ def connect(
         yield make
 
 
-def asked(wrapper: DatabaseWrapper) -> int:
+def asked(wrapper: DatabaseWrapper, query: str = "SELECT 7") -> int:
     with wrapper.cursor() as cursor:
-        cursor.execute("SELECT 7")
+        cursor.execute(query)
         return int(cursor.fetchone()[0])
 
 
@@ -87,9 +87,7 @@ def test_a_connection_that_was_lost_or_never_made_gives_its_slot_back(
 
 
 def backend(wrapper: DatabaseWrapper) -> int:
-    with wrapper.cursor() as cursor:
-        cursor.execute("SELECT pg_backend_pid()")
-        return int(cursor.fetchone()[0])
+    return asked(wrapper, "SELECT pg_backend_pid()")
 
 
 def test_a_connection_goes_to_the_next_who_wants_one_as_if_it_were_new(
