@@ -26,8 +26,6 @@ pytestmark = [
 schemathesis.serializer.alias("application/offset+octet-stream", "application/octet-stream")
 
 FEW = 2  # cases an operation, and sequences; nightly there are more
-# Their values are texts, and one value is a list of one: of most that violates the document, forms can't say so.
-FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 # What valid data may come to beside success: a piece that is too long, a body that is too large.
 ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "413", "429", "503", "507"]
 # A body has rules that the document can't tell: files that are weights, names that are free, options of a strategy.
