@@ -1,7 +1,8 @@
 """Smaller updates: deltas, half precision, int8, QSGD, top-k, with error feedback; as the server reads them.
 
 Each function gives `Encoded`; return `FitResult(**encoded.fields, num_examples=...)` from `Client.fit`. Arrays are
-NumPy's; what is not floating goes as it is (in a delta: as a difference, which the server adds).
+NumPy's; what is not floating goes as it is (in a delta: as a difference, which the server adds). So do running
+means and variances: with an error, or one from an earlier round added, a variance may be below 0.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fl_client.client import Context
 from fl_client.memory import Memory
+from fl_client.statistics import is_statistic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +33,11 @@ class Encoded:
         return {"weights": self.weights, "metadata": self.metadata}
 
 
+def _lossy(name: str, value: "Array") -> bool:
+    """Whether a tensor may be sent less than exactly."""
+    return value.dtype.kind == "f" and not is_statistic(name)
+
+
 def delta(start: "Arrays", end: "Arrays") -> Encoded:
     """end - start, in the arrays' own dtypes; integers wrap around, a bool is the new value."""
     changes = {
@@ -45,7 +52,7 @@ def fp16(encoded: Encoded) -> Encoded:
     import numpy as np
 
     halves = {
-        name: value.astype(np.float16) if value.dtype.kind == "f" else value
+        name: value.astype(np.float16) if _lossy(name, value) else value
         for name, value in encoded.weights.items()
     }
     return Encoded(halves, {**encoded.metadata, "encoding": "fp16"})
@@ -57,7 +64,7 @@ def int8(encoded: Encoded) -> Encoded:
 
     coded: dict[str, Any] = {}
     for name, value in encoded.weights.items():
-        if value.dtype.kind != "f":
+        if not _lossy(name, value):
             coded[name] = value
             continue
         low, high = min(float(value.min(initial=0)), 0.0), max(float(value.max(initial=0)), 0.0)
@@ -76,7 +83,7 @@ def qsgd(encoded: Encoded, levels: int, rng: "np.random.Generator") -> Encoded:
     kind = np.int8 if levels <= 127 else np.int16
     coded: dict[str, Any] = {}
     for name, value in encoded.weights.items():
-        if value.dtype.kind != "f":
+        if not _lossy(name, value):
             coded[name] = value
             continue
         length = float(np.linalg.norm(value.astype(np.float64).ravel()))
@@ -102,11 +109,11 @@ def feedback(
     memory = Memory(context, key)
     rest = memory.load()
     whole = {
-        name: value + rest[name] if name in rest else value
+        name: value + rest[name] if name in rest and _lossy(name, value) else value
         for name, value in change.weights.items()
     }
     coded = encode(Encoded(whole, change.metadata))
-    floats = [name for name, value in whole.items() if value.dtype.kind == "f"]
+    floats = [name for name, value in whole.items() if _lossy(name, value)]
     widest = max((whole[name].size for name in floats), default=0)
     if coded.metadata.get("encoding") == "qsgd" and int(coded.metadata["levels"]) ** 2 <= widest:
         raise ValueError(f"qsgd with feedback needs more than {int(widest**0.5)} levels here")
@@ -141,7 +148,7 @@ def topk(start: "Arrays", end: "Arrays", k: int, context: Context) -> Encoded:
     rest, left = memory.load(), {}
     coded: dict[str, Any] = {}
     for name, change in delta(start, end).weights.items():
-        if change.dtype.kind != "f":
+        if not _lossy(name, change):
             coded[name] = change
             continue
         flat = change.reshape(-1) + rest.get(name, np.zeros(change.size, change.dtype))

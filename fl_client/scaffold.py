@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from fl_client.client import Context
 from fl_client.memory import Memory
+from fl_client.statistics import is_statistic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +23,7 @@ class Scaffold:
     last one `dc = scaffold.finish(start, end, lr_sum)`, and return `FitResult(..., extras={"scaffold.dc": dc})`.
     Where a round is worked on again, or the server did not take it, c_k is as it was before. Where it did and then
     did not use it, the server's c lacks that change: it is taken back here too, as soon as a task says so.
+    Running means and variances have none: their correction is zero.
     """
 
     def __init__(self, context: Context, start: "Arrays") -> None:
@@ -34,10 +36,13 @@ class Scaffold:
         self._mine = {
             name: mine.get(name, np.zeros(value.shape, "f8" if value.dtype == "f8" else "f4"))
             for name, value in floats.items()
+            if not is_statistic(name)
         }
         self._servers = {name: servers.get(name, mine * 0) for name, mine in self._mine.items()}
         self.correction: dict[str, np.ndarray[Any, Any]] = {
             name: (self._servers[name] - self._mine[name]).astype(value.dtype)
+            if name in self._mine
+            else np.zeros_like(value)
             for name, value in floats.items()
         }
 

@@ -26,6 +26,7 @@ Start reading here. No strategy sees a whole model or knows about files, threads
 - `flat.py`       vectors beside a model, in the one form that state and extras share; needs no torch
 - `beside.py`     the extras of all updates, block by block
 - `masks.py`      means over updates that leave single numbers out
+- `statistics.py` which tensors are running means and variances, which no rule extrapolates
 - `shared.py`     what clients get of the strategy's state
 - `largest.py`    how far each update goes at most, for rules that leave out broken ones
 - `pages.py`     the largest buffers, from the system and back to it

@@ -15,7 +15,9 @@ from fl_server_ai.aggregation.fold import Folder, all_finite
 from fl_server_ai.aggregation.integers import DTYPES, combine
 from fl_server_ai.aggregation.masks import Masks
 from fl_server_ai.aggregation.state import State
+from fl_server_ai.aggregation.statistics import is_statistic
 from fl_server_ai.aggregation.strategy import Strategy
+from fl_server_ai.containers import TensorInfo
 from fl_server_core.exceptions import AggregationException
 
 # Bytes that the crew holds of (updates x block) matrices; a rule needs a few times that.
@@ -26,7 +28,10 @@ Span = tuple[int, int]  # of a run: the first number, and the one after the last
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of a run whose tensors were sent by the same updates; `kept` if by none that counts."""
+    """A part of a run whose tensors were sent by the same updates, and are statistics or none of them is.
+
+    It is `kept` as it is in the base if no update that counts has sent it, or nothing that counts.
+    """
 
     run: int
     start: int
@@ -34,6 +39,7 @@ class Segment:
     sources: tuple[Source, ...]
     weights: tuple[float, ...]
     kept: bool
+    statistics: bool  # of a strategy that moves weights: they are not moved
 
 
 def overrides(strategy: Strategy[Any], method: str) -> bool:
@@ -75,29 +81,35 @@ class Step:
         self.masks = masks
         self._budget = ROWS_BUDGET // max(2, threads)
         self.segments = [
-            self._segment(index, start, count, senders, sources, weights)
+            self._segment(index, start, count, senders, statistics, sources, weights)
             for index, run in enumerate(files.layout.runs)
-            for start, count, senders in self._parts(run, sent)
+            for start, count, senders, statistics in self._parts(run, sent)
         ]
 
     def _parts(
         self, run: Run, sent: Sequence[frozenset[str] | None]
-    ) -> list[tuple[int, int, tuple[int, ...]]]:
-        """First number, how many, and whose updates count there; all of them in one where all are whole."""
+    ) -> list[tuple[int, int, tuple[int, ...], bool]]:
+        """First number, how many, whose updates count there, and whether it is statistics; in as few parts as may be."""
         everybody = tuple(range(len(sent)))
-        if all(names is None for names in sent):
-            return [(0, run.count, everybody)]
+        whole = all(names is None for names in sent)
+        apart = self.moves and run.dtype in FLOATS and self.strategy.takes != "mask"
+        if whole and not apart:
+            return [(0, run.count, everybody, False)]
         end = run.offset + run.count * run.itemsize
         inside = [t for t in self.files.layout.tensors if run.offset <= t.offset < end and t.nbytes]
 
-        def senders(name: str) -> tuple[int, ...]:
-            return tuple(k for k in everybody if (of := sent[k]) is None or name in of)
+        def kind(tensor: TensorInfo) -> tuple[tuple[int, ...], bool]:
+            name, who = tensor.name, everybody
+            if not whole:
+                who = tuple(k for k in everybody if (of := sent[k]) is None or name in of)
+            return who, apart and is_statistic(name)
 
         parts = []
-        for who, group in groupby(inside, key=lambda tensor: senders(tensor.name)):
+        for (who, statistics), group in groupby(inside, key=kind):
             tensors = list(group)
             count = sum(tensor.nbytes for tensor in tensors) // run.itemsize
-            parts.append(((tensors[0].offset - run.offset) // run.itemsize, count, who))
+            first = (tensors[0].offset - run.offset) // run.itemsize
+            parts.append((first, count, who, statistics))
         return parts
 
     def _segment(
@@ -106,13 +118,17 @@ class Step:
         start: int,
         count: int,
         senders: Sequence[int],
+        statistics: bool,
         sources: Sequence[Source],
         weights: Sequence[float],
     ) -> Segment:
-        if not senders and self.files.base is not None:
-            return Segment(run, start, count, (self.files.base,), (1.0,), kept=True)
+        base = self.files.base
+        kept = not senders or (statistics and self.strategy.takes == "gradient")
+        if kept and base is not None:
+            return Segment(run, start, count, (base,), (1.0,), kept=True, statistics=statistics)
         chosen = tuple(sources[k] for k in senders)
-        return Segment(run, start, count, chosen, tuple(weights[k] for k in senders), kept=False)
+        shares = tuple(weights[k] for k in senders)
+        return Segment(run, start, count, chosen, shares, kept=False, statistics=statistics)
 
     def jobs(self, spans: Sequence[Span]) -> list[Job]:
         """The blocks of these spans, one span for each run of the layout."""
@@ -166,14 +182,15 @@ class Step:
         sent: torch.Tensor | None = None
         if base is not None and self.moves:
             state = self.state.read(index, start, count, self.device)
-            state |= self.extras.read(folder, index, start, count)
+            if not part.statistics:
+                state |= self.extras.read(folder, index, start, count)
         if self.reduces and not part.kept:
             y = self.strategy.reduce(folder.matrix(part.sources, run, start, count))
         elif base is not None and self.masks.among(part.sources):
             y, sent = self.masks.mean(
                 folder, part.sources, part.weights, base, run, index, start, count
             )
-        elif self.moves:
+        elif self.moves and not part.statistics:
             y = folder.mean(part.sources, part.weights, run, start, count)
         else:
             y = folder.rounded(part.sources, part.weights, run, start, count)
@@ -182,7 +199,11 @@ class Step:
                 {name: block.clone() for name, block in state.items()} if sent is not None else {}
             )
             x = folder.rows([base], run, start, count)[0].to(torch.float64)
-            y = self.strategy.update(x, y.to(torch.float64), state)
+            y = y.to(torch.float64)
+            if part.statistics:
+                y = self.strategy.statistics(x, y)
+            else:
+                y = self.strategy.update(x, y, state)
             if sent is not None:  # a number that nobody sent stays, and so does what is known of it
                 y = torch.where(sent, y, x)
                 state |= {name: torch.where(sent, state[name], before[name]) for name in before}

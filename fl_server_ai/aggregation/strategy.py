@@ -174,6 +174,17 @@ class Strategy(Generic[OptionsT]):
         `state` holds a float64 block for every name in `state_blocks`; assign to its keys, or change
         the blocks in place. It is stored as float32, for float64 tensors as float64. It also holds, under
         its name, the unweighted mean of each per-tensor extra over all updates of the round.
+        Statistics (`statistics.py`) never come here, nor does the state of theirs change.
+        """
+        return y
+
+    def statistics(self, x: "Tensor", y: "Tensor") -> "Tensor":
+        """What becomes of running means and variances where there is an `update`, which is for weights.
+
+        `x` and `y` are as in `update`. A variance that goes beyond its mean may fall below 0, so what is given
+        back must lie between the two: `y`, or nearer to `x` where the rule limits what updates count.
+        Not asked where the strategy `takes` gradients, which statistics have none of: they stay. In
+        masks all tensors are probabilities.
         """
         return y
 

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fl_server_ai.aggregation.statistics import is_statistic
 from fl_server_ai.aggregation.stored import Stored
 from fl_server_ai.containers import read_manifest
 from fl_server_ai.sandbox.plans import Drawn, Dropout, Plain, Plan
 from fl_server_ai.sandbox.tensors import RawTensor
 from fl_server_ai.uncertainty import Kind, Method
 from fl_server_ai.uncertainty.methods.swag import SWAGOptions
-from fl_server_ai.uncertainty.swag import STATISTICS, draw_weights
+from fl_server_ai.uncertainty.swag import draw_weights
 from fl_server_core.exceptions import Unusable
 from fl_server_core.models import Blob, InferenceJob, Training
 from fl_server_core.services.moments import combined_moments
@@ -59,7 +60,7 @@ def _swag(
         def one(draw: int) -> Iterator[RawTensor]:
             pairs = draw_weights(
                 first, second, seed=options.seed, draw=draw, scale=options.scale, eps=options.eps,
-                keep=[name for name in second if STATISTICS.search(name)], deviations=deviations,
+                keep=[name for name in second if is_statistic(name)], deviations=deviations,
             )  # fmt: skip
             for name, tensor in pairs:
                 yield as_raw(tensor.to(floats[name]), name)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from fl_server_ai.uncertainty.swag import STATISTICS
+from fl_server_ai.aggregation.statistics import is_statistic
 
 Array = np.ndarray[Any, Any]
 BLOCK = 1 << 20  # float64 numbers of all columns together
@@ -76,7 +76,7 @@ class LowRank:
     def _reduce(self, names: Sequence[str]) -> None:
         gram = np.zeros((self.given, self.given))
         for name in names:
-            if not STATISTICS.search(name):  # never drawn
+            if not is_statistic(name):  # never drawn
                 for _, raw in self._raw(name):
                     gram += raw @ raw.T
         values, vectors = np.linalg.eigh(gram)

@@ -1,7 +1,6 @@
 """Weights drawn around their mean: Maddox et al. 2019, https://arxiv.org/abs/1902.02476."""
 
 import math
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -11,8 +10,6 @@ from torch import Tensor
 from fl_server_ai.uncertainty.seeds import stream_key
 from fl_server_core.exceptions import Invalid, KeyMismatch, ShapeMismatch
 
-# Of BatchNorm: no weights, and a variance that was drawn could be below 0.
-STATISTICS = re.compile(r"(?:^|\.)running_(?:mean|var)$")
 BLOCK = 1 << 20  # numbers; bounds the float64 copies, never changes a draw
 
 

@@ -32,9 +32,17 @@ NAMES = list(STRATEGIES)
 N = 11
 
 
+def normalising(n: int) -> list[dict[str, torch.Tensor]]:
+    """Models with statistics among their halves and doubles."""
+    return [
+        {**model, "a.running_mean": model["b.half"] / 2, "c.running_var": model["c.double"].abs()}
+        for model in random_models(n)
+    ]
+
+
 @pytest.fixture
 def updates(tmp_path: Path) -> list[UpdateFile]:
-    base, older, *models = random_models(N + 2)
+    base, older, *models = normalising(N + 2)
     save_file(base, tmp_path / "base")
     save_file(older, tmp_path / "older")
     for index, model in enumerate(models):
@@ -195,7 +203,7 @@ def test_a_slice_that_is_not_what_was_made_is_named_and_nothing_is_written(
 def test_a_number_that_is_none_is_found_by_the_slice_it_lies_in(
     updates: list[UpdateFile], tmp_path: Path
 ) -> None:
-    broken = random_models(1)[0]
+    broken = normalising(1)[0]
     broken["a.weight"][3, 3] = torch.inf
     save_file(broken, updates[4].path)
     found = []

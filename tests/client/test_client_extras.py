@@ -98,6 +98,17 @@ def test_several_rounds_in_vain_do_not_cost_what_came_before(tmp_path: Path) -> 
     assert len(list(tmp_path.rglob("scaffold-*"))) == 2
 
 
+def test_running_variances_have_no_control_variate(tmp_path: Path) -> None:
+    start = {"bn.running_var": np.ones(1, np.float32), **array(0.0)}
+    end = {"bn.running_var": np.zeros(1, np.float32), **array(-1.0)}
+
+    for round in range(2):
+        scaffold = Scaffold(context(tmp_path, round), start)
+
+        assert scaffold.correction["bn.running_var"].tolist() == [0.0]
+        assert list(scaffold.finish(start, end, 1.0)) == ["w"]
+
+
 class WithScaffold(Client):
     """One step of size one."""
 
@@ -226,6 +237,27 @@ def test_topk_with_error_feedback_is_the_published_code(tmp_path: Path) -> None:
     assert coded[0]["w"].tolist() == [-2.0, 1.0]
     assert coded[1]["extra.enc.index.w"].tolist() == [0, 2]
     np.testing.assert_allclose(coded[1]["w"], [0.7, 0.5], atol=1e-12)
+
+
+def test_running_variances_are_sent_as_they_are_in_every_round(tmp_path: Path) -> None:
+    start = {"bn.running_var": np.ones(2, np.float32), "w": np.zeros(4, np.float32)}
+    end = {"bn.running_var": np.array([0.4, 1e-6], np.float32), "w": V.astype(np.float32)}
+    change = encodings.delta(start, end)
+    rng = np.random.default_rng(1)
+
+    for round in range(2):
+        made = [
+            encodings.topk(start, end, 1, context(tmp_path, round)),
+            encodings.feedback(change, encodings.int8, context(tmp_path, round)),
+            encodings.qsgd(change, 4, rng),
+            encodings.fp16(change),
+        ]
+
+        for coded in made:
+            sent = coded.weights["bn.running_var"]
+            assert sent.tobytes() == change.weights["bn.running_var"].tobytes()
+            assert not [name for name in coded.weights if name.endswith(".bn.running_var")]
+            assert coded.weights["w"].dtype != np.float32 or len(coded.weights["w"]) == 1
 
 
 def test_fednovas_norms_are_the_papers() -> None:

@@ -78,6 +78,9 @@ class AdaptiveZeroing(Strategy[AdaptiveZeroingOptions]):
     def update(self, x: "Tensor", y: "Tensor", state: "dict[str, Tensor]") -> "Tensor":
         return stride(x, y, self.share)
 
+    def statistics(self, x: "Tensor", y: "Tensor") -> "Tensor":
+        return stride(x, y, self.share)
+
     def state_dict(self) -> dict[str, Any]:
         return {"estimate": self.options.estimate if self.estimate is None else self.estimate}
 

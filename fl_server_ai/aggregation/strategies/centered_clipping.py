@@ -34,7 +34,7 @@ class CenteredClipping(Strategy[CenteredClippingOptions]):
 
     D_k = y_k - x; v is the way that the model went in the round before, at first 0. So an attack has to keep up for
     rounds, and honest updates that go on in one direction are hardly clipped. Sample sizes do not count. Integer
-    buffers are averaged with the shares that the updates have in v.
+    buffers are averaged with the shares that the updates have in v; running statistics move without the old v.
     """
 
     Options = CenteredClippingOptions
@@ -63,3 +63,6 @@ class CenteredClipping(Strategy[CenteredClippingOptions]):
         moved = move(x, y, self.share) - (0 - state["v"] * self.kept)  # -0 stays -0
         state["v"] = moved - x
         return moved
+
+    def statistics(self, x: "Tensor", y: "Tensor") -> "Tensor":
+        return move(x, y, self.share)  # without v, which goes beyond

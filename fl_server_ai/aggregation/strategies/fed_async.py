@@ -37,3 +37,6 @@ class FedAsync(Strategy[FedAsyncOptions]):
 
     def update(self, x: "Tensor", y: "Tensor", state: "dict[str, Tensor]") -> "Tensor":
         return stride(x, y, self.share)
+
+    def statistics(self, x: "Tensor", y: "Tensor") -> "Tensor":
+        return stride(x, y, self.share)

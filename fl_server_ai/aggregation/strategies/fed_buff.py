@@ -56,3 +56,6 @@ class FedBuff(Strategy[FedBuffOptions]):
 
     def update(self, x: "Tensor", y: "Tensor", state: "dict[str, Tensor]") -> "Tensor":
         return stride(x, y, self.options.server_lr * self.share)
+
+    def statistics(self, x: "Tensor", y: "Tensor") -> "Tensor":
+        return stride(x, y, self.share)

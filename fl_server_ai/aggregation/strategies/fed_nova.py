@@ -54,7 +54,7 @@ class FedNova(Strategy[FedNovaOptions]):
     |a_k| is the number of steps for SGD, (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho) with momentum rho.
     A client with another optimiser (momentum of its own, proximal, decaying rate) sends it as `extra.fednova.norm`. Each
     update comes with `num_steps`. Of tau gradients each counts for at most 1 / (1 - rho) and one at least in full, so a
-    norm below 1, or above 100 tau, which is a momentum of 0.99, is refused (EXTRA_RANGE). Integer buffers are
+    norm below 1, or above 100 tau, which is a momentum of 0.99, is refused (EXTRA_RANGE). Integer buffers and running statistics are
     averaged with the weights p_k / |a_k|.
     """
 

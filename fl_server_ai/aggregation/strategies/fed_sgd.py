@@ -31,7 +31,8 @@ class FedSGD(Strategy[FedSGDOptions]):
     """x' = x - lr sum n_k g_k / sum n_k.
 
     Clients send gradients in the place of weights (kind `gradient`), under the names of the float tensors; one
-    that is left out is zero. Integer buffers may be sent, then they are averaged; else they stay. A stale gradient counts as it was sent, with its staleness weight.
+    that is left out is zero. Integer buffers may be sent, then they are averaged; else they stay, and so do
+    running means and variances, whatever is sent for them. A stale gradient counts as it was sent, with its staleness weight.
     """
 
     Options = FedSGDOptions

@@ -65,3 +65,6 @@ class FLTrust(Strategy[FLTrustOptions]):
 
     def update(self, x: "Tensor", y: "Tensor", state: "dict[str, Tensor]") -> "Tensor":
         return stride(x, y, self.share)
+
+    def statistics(self, x: "Tensor", y: "Tensor") -> "Tensor":
+        return stride(x, y, min(1.0, self.share))

@@ -19,7 +19,7 @@ class ICEADMM(Strategy[IIADMMOptions]):
     """x' = sum(rho_k z_k + l_k) / sum(rho_k), over the round's updates.
 
     A client sends its primal z_k as the weights, its dual l_k as `extra.admm.dual.<tensor>`, and its penalty as
-    `extra.admm.rho` if it is not the training's, a thousandth to a thousand times that. Sample sizes do not count. Integer buffers are averaged with the
+    `extra.admm.rho` if it is not the training's, a thousandth to a thousand times that. Sample sizes do not count. Integer buffers and running statistics are averaged with the
     weights rho_k. In the mode sync, without late updates.
     """
 

@@ -56,3 +56,6 @@ class NormClipping(Strategy[NormClippingOptions]):
 
     def update(self, x: "Tensor", y: "Tensor", state: "dict[str, Tensor]") -> "Tensor":
         return move(x, y, self.share)
+
+    def statistics(self, x: "Tensor", y: "Tensor") -> "Tensor":
+        return move(x, y, self.share)

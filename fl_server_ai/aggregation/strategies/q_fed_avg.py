@@ -37,7 +37,7 @@ class QFedAvg(Strategy[QFedAvgOptions]):
     """g_k = L (x - y_k), D_k = F_k^q g_k, h_k = q F_k^(q-1) |g_k|^2 + L F_k^q; x' = x - sum D_k / sum h_k.
 
     F_k is the loss of the *global* model on the client's data, before training (`extra.qfedavg.loss`); L is
-    1 / client_lr. Who claims a large loss counts most: for sites that can be trusted. Sample sizes do not count. Integer buffers are averaged with the weights F_k^q.
+    1 / client_lr. Who claims a large loss counts most: for sites that can be trusted. Sample sizes do not count. Integer buffers and running statistics are averaged with the weights F_k^q.
     """
 
     Options = QFedAvgOptions
