@@ -53,8 +53,8 @@ def variant_field(flwr: str) -> Any:
     return field(
         default="paper",
         metadata={
-            "choices": ("paper", "flwr"),
-            "doc": f"The second moment starts at tau^2, as in the paper, or as in flwr: {flwr}.",
+            "choices": ("paper", "zero", "flwr"),
+            "doc": f"The second moment starts at tau^2, as in the paper, at zero, or as in flwr: {flwr}.",
         },
     )
 
@@ -62,7 +62,8 @@ def variant_field(flwr: str) -> Any:
 class Adaptive(Strategy[AdaptiveT]):
     """m = beta_1 m + (1 - beta_1) D and x' = x + eta m / (sqrt(v) + tau), D being the mean of (update - x).
 
-    Subclasses say how v grows. Inside, D and m have the other sign: x - 0 keeps a minus zero, x + 0 does not.
+    Subclasses say how v grows. It starts at tau^2, or at 0 by option: the paper asks for no more than v >= tau^2
+    before the first round, FEDn has 0. Inside, D and m have the other sign: x - 0 keeps a minus zero, x + 0 does not.
     """
 
     paper = "2003.00295"

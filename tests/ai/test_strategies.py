@@ -110,18 +110,25 @@ REFERENCES: dict[str, tuple[Callable[..., Any], dict[str, float]]] = {
 }
 
 
-@pytest.mark.parametrize("weighting", ["samples", "uniform"])
-@pytest.mark.parametrize("name", REFERENCES)
-def test_a_server_optimizer_follows_its_formula(tmp_path: Path, name: str, weighting: str) -> None:
+WAYS = [
+    *((name, {"weighting": how}) for name in REFERENCES for how in ("samples", "uniform")),
+    *((name, {"variant": "zero"}) for name in ("FedAdagrad", "FedAdam", "FedYogi")),
+]
+
+
+@pytest.mark.parametrize(("name", "more"), WAYS, ids=str)
+def test_a_server_optimizer_follows_its_formula(
+    tmp_path: Path, name: str, more: dict[str, str]
+) -> None:
     reference, options = REFERENCES[name]
     generator = np.random.default_rng(11)
-    lab = Lab(tmp_path, name, **options, weighting=weighting)
+    lab = Lab(tmp_path, name, **options, **more)
     x = expected = generator.standard_normal(300)
-    m, v = np.zeros(300), np.full(300, 0.01**2)
+    m, v = np.zeros(300), np.full(300, 0.0 if "variant" in more else 0.01**2)
 
     for t in range(1, 5):
         updates, sizes = x + generator.standard_normal((5, 300)), [3, 1, 4, 1, 5]
-        mean = np.average(updates, 0, sizes if weighting == "samples" else None)
+        mean = np.average(updates, 0, None if more.get("weighting") == "uniform" else sizes)
         expected, m, v = reference(x, mean - x, m, v, t)
         x = lab.step(x, list(updates), sizes, block=37)
 

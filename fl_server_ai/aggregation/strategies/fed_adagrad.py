@@ -23,7 +23,7 @@ class FedAdagradOptions:
     eta: float = eta_field(0.1)
     beta_1: float = beta_field(0.0, "first")
     tau: float = tau_field()
-    variant: str = variant_field("at 0")
+    variant: str = variant_field("at zero too")
     weighting: str = weighting_field()
 
 
@@ -31,7 +31,7 @@ class FedAdagradOptions:
 class FedAdagrad(Adaptive[FedAdagradOptions]):
     """v = v + D^2; m = beta_1 m + (1 - beta_1) D; x' = x + eta m / (sqrt(v) + tau), D = mean - x.
 
-    v starts at tau^2, m at zero. Integer buffers are averaged.
+    v starts at tau^2, m at zero. Integer buffers and running statistics are averaged.
     """
 
     Options = FedAdagradOptions

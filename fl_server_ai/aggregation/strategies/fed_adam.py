@@ -33,7 +33,7 @@ class FedAdamOptions:
 class FedAdam(Adaptive[FedAdamOptions]):
     """v = beta_2 v + (1 - beta_2) D^2; m = beta_1 m + (1 - beta_1) D; x' = x + eta m / (sqrt(v) + tau).
 
-    D = mean - x; v starts at tau^2, m at zero; no bias correction, as in the paper. Integer buffers are averaged.
+    D = mean - x; v starts at tau^2, m at zero; no bias correction, as in the paper. Integer buffers and running statistics are averaged.
     """
 
     Options = FedAdamOptions
@@ -43,6 +43,6 @@ class FedAdam(Adaptive[FedAdamOptions]):
 
     def rate(self) -> float:
         given = self.options
-        if given.variant == "paper":
+        if given.variant != "flwr":
             return given.eta
         return corrected(given.eta, given.beta_1, given.beta_2, self.rounds)

@@ -24,7 +24,7 @@ class FedYogiOptions:
     beta_1: float = beta_field(0.9, "first")
     beta_2: float = beta_field(0.99, "second")
     tau: float = tau_field()
-    variant: str = variant_field("at 0")
+    variant: str = variant_field("at zero too")
     weighting: str = weighting_field()
 
 
@@ -32,7 +32,7 @@ class FedYogiOptions:
 class FedYogi(Adaptive[FedYogiOptions]):
     """v = v - (1 - beta_2) D^2 sign(v - D^2); m = beta_1 m + (1 - beta_1) D; x' = x + eta m / (sqrt(v) + tau).
 
-    D = mean - x; v starts at tau^2, m at zero. Integer buffers are averaged.
+    D = mean - x; v starts at tau^2, m at zero. Integer buffers and running statistics are averaged.
     """
 
     Options = FedYogiOptions
