@@ -116,6 +116,9 @@ class Strategy(Generic[OptionsT]):
     assumes: ClassVar[str] = ""  # why a round needs `fewest()` updates, as a formula
     # Each of these names is a vector with one number per float parameter, kept from round to round.
     state_blocks: ClassVar[tuple[str, ...]] = ()
+    # What clients keep of the state themselves, in words; empty: nothing. It is of one training, so a later one
+    # can't go on with the server's part alone (`reset_state`).
+    clients_keep: ClassVar[str] = ""
     # State blocks that clients get with their next task, by the names that they have there.
     shared: ClassVar[Mapping[str, str]] = MappingProxyType({})
     takes: ClassVar[str] = "weights"  # or "gradient", or "mask": zeros and ones

@@ -32,6 +32,7 @@ class FedDyn(Strategy[FedDynOptions]):
     Options = FedDynOptions
     paper = "2111.04263"
     state_blocks = ("h",)
+    clients_keep = "their own gradients g_k, whose mean h is"
     only_fresh = "h is the whole sum of what its sites have learned, and late ones count less"
     share = 1.0
 

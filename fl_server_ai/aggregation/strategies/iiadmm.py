@@ -38,6 +38,7 @@ class IIADMM(Strategy[IIADMMOptions]):
     Options = IIADMMOptions
     paper = "2202.03672"
     state_blocks = ("duals",)
+    clients_keep = "their own duals, whose sum the server has"
     only_fresh = "it keeps the sum of its sites' duals, and late ones count less"
     updates = 0
     population = 0

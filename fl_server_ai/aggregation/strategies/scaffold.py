@@ -35,6 +35,7 @@ class Scaffold(Strategy[ScaffoldOptions]):
     Options = ScaffoldOptions
     paper = "1910.06378"
     state_blocks = ("c",)
+    clients_keep = "their own control variates, whose mean the server's is"
     shared: "ClassVar[Mapping[str, str]]" = {"scaffold.c": "c"}
     share = 1.0
 
