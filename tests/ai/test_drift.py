@@ -197,7 +197,7 @@ def test_a_second_training_of_the_model_has_the_same_optimum(tmp_path: Path) -> 
         model=running.now.model,
         target_num_updates=2,
         aggregation_method="SCAFFOLD",
-        options={"skip_model_tests": True},
+        options={"skip_model_tests": True, "reset_state": "session"},
         clients=[running.sites["ada"].pk],
     )
     training_start(training=second, user=running.actor)

@@ -81,18 +81,6 @@ def test_so_is_the_start_of_a_training_that_was_created_with_it_before(login) ->
     assert not Training.objects.get(pk=training).rounds.exists()
 
 
-def test_their_sites_and_the_server_begin_anew_together(login) -> None:
-    site = Site(login, CONTROL)
-    train(site)
-    assert begun(site).shared is None
-    site.options["reset_state"] = "session"
-    site.start()
-
-    task = site.sites[0].get("/api/tasks/").json()["task"]
-
-    assert task["extras"] is None
-
-
 def test_never_is_harmless_for_a_model_that_was_uploaded(login) -> None:
     site = Site(login, MOMENTUM)
     site.options["reset_state"] = "never"
