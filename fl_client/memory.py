@@ -13,7 +13,7 @@ class Memory:
 
     So a round that is worked on twice begins both times with the same. What was saved in a round that the server did
     not take is dropped (by the agent), and what was saved in one whose update was taken and then not used (refused,
-    or its round skipped) is passed over: the task says which (`own_updates`).
+    lost, or its round skipped), or never came, is passed over: the task says which (`own_updates`).
     """
 
     def __init__(self, context: Context, key: str) -> None:

@@ -77,7 +77,8 @@ class Combination:
         self.strategy = inputs.strategy
         self.files = Files(stack, inputs.base, ordered, rebase=_rebases(inputs.strategy))
         self.floats = [run for run in self.files.layout.runs if run.dtype in FLOATS]
-        self.state = State(self.strategy, self.floats, inputs.state_in, self.files.layout.locate)
+        locate = self.files.layout.locate
+        self.state = State(self.strategy, self.floats, inputs.state_in, locate, len(ordered))
         stack.callback(self.state.close)
         per_tensor = [extra.name for extra in self.strategy.extras() if extra.per_tensor]
         self.extras = Extras(stack, ordered, per_tensor, self.floats)

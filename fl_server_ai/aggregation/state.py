@@ -1,7 +1,8 @@
 """What a strategy remembers from round to round, as a safetensors file of flat vectors.
 
 Vector `momentum.0` belongs to the model's first run of floats, and so on; the scalars of `state_dict` are JSON
-in the header. float64 tensors have float64 state, all others float32.
+in the header, and so is of how many participants the means are that are in it. float64 tensors have float64
+state, all others float32.
 """
 
 import json
@@ -23,6 +24,7 @@ from fl_server_ai.aggregation.blocks import (
     parse_layout,
 )
 from fl_server_ai.aggregation.fold import all_finite
+from fl_server_ai.aggregation.shared import POPULATION, rescaling
 from fl_server_ai.aggregation.strategy import Strategy
 from fl_server_core.exceptions import AggregationException
 
@@ -30,7 +32,7 @@ from fl_server_core.exceptions import AggregationException
 class State:
     """The vectors before and after a round; there may be none before. Threads may share it.
 
-    `tensor_at` names the model's tensor at a place in its file, for errors.
+    `tensor_at` names the model's tensor at a place in its file, for errors. `updates` are in the round.
     """
 
     def __init__(
@@ -39,10 +41,15 @@ class State:
         runs: Sequence[Run],
         state_in: Path | None,
         tensor_at: Callable[[int], str],
+        updates: int,
     ) -> None:
         self._runs, self._tensor_at = runs, tensor_at
         self._names = strategy.state_blocks
         self._initial = strategy.initial_state()
+        # Where nobody knows how many participants there are, means stay as they are.
+        known = strategy.population_means and strategy.facts.population
+        self._population = strategy.population(updates) if known else 0
+        self._scales: dict[str, float] = {}
         self._vectors = {
             f"{name}.{index}": ("F64" if run.dtype == "F64" else "F32", run.count)
             for name in self._names
@@ -66,13 +73,18 @@ class State:
             )
         metadata = json.loads(layout.header[8:]).get("__metadata__", {})
         strategy.load_state_dict(json.loads(metadata.get("scalars", "{}")))
+        scale = rescaling(metadata, self._population)
+        self._scales = dict.fromkeys(strategy.population_means, scale)
 
     def header(self, strategy: Strategy[Any]) -> tuple[bytes, int] | None:
         """The new file's first bytes and its size, with the scalars that `strategy` has now; None if it has no state."""
         scalars = strategy.state_dict()
         if not (self._vectors or scalars):
             return None
-        header: dict[str, Any] = {"__metadata__": {"scalars": json.dumps(scalars, sort_keys=True)}}
+        metadata = {"scalars": json.dumps(scalars, sort_keys=True)}
+        if self._population:
+            metadata[POPULATION] = str(self._population)
+        header: dict[str, Any] = {"__metadata__": metadata}
         offset = 0
         for name, (dtype, count) in sorted(
             self._vectors.items(), key=lambda item: item[1][0] != "F64"
@@ -105,7 +117,8 @@ class State:
         block = torch.empty(count, dtype=FLOATS[place.dtype])
         view = block.numpy().data.cast("B")
         self._old.read_into(view, place.offset + start * place.itemsize)
-        return block.to(torch.float64)
+        wide, scale = block.to(torch.float64), self._scales.get(name, 1.0)
+        return wide if scale == 1.0 else wide * scale
 
     def write(self, index: int, start: int, state: dict[str, Tensor]) -> None:
         """Blocks of the model's run `index`, from number `start` on.

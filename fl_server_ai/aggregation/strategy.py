@@ -56,7 +56,7 @@ class Extra:
 
 @dataclass(frozen=True)
 class RoundFacts:
-    """What a strategy may know of its training: fixed when the round opened, the same at every attempt."""
+    """What a strategy may know of its training: fixed when the round asked, the same at every attempt."""
 
     number: int = 0  # of the round, from 0
     rounds: int = 0  # that the training was asked for; 0: unknown
@@ -116,6 +116,12 @@ class Strategy(Generic[OptionsT]):
     assumes: ClassVar[str] = ""  # why a round needs `fewest()` updates, as a formula
     # Each of these names is a vector with one number per float parameter, kept from round to round.
     state_blocks: ClassVar[tuple[str, ...]] = ()
+    # Of these, means over all participants of something that each keeps. As participants join and leave, the
+    # engine scales them: N times the block stays the sum.
+    population_means: ClassVar[tuple[str, ...]] = ()
+    # What clients keep of the state themselves, in words; empty: nothing. It is of one training, so a later one
+    # can't go on with the server's part alone (`reset_state`).
+    clients_keep: ClassVar[str] = ""
     # State blocks that clients get with their next task, by the names that they have there.
     shared: ClassVar[Mapping[str, str]] = MappingProxyType({})
     takes: ClassVar[str] = "weights"  # or "gradient", or "mask": zeros and ones
@@ -137,6 +143,10 @@ class Strategy(Generic[OptionsT]):
     def fewest(self) -> int:
         """Updates that a round must have with these options; with fewer, aggregating is refused."""
         return 1
+
+    def population(self, updates: int) -> int:
+        """N: all participants of the training, in this round of so many updates or not."""
+        return max(updates, self.facts.population)
 
     def admit(self, meta: UpdateMeta) -> Refused | None:
         """Look at what came with an update besides its tensors, when it is uploaded; None takes it.

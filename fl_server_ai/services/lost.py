@@ -60,7 +60,8 @@ def _take_out(round: Round, update: LocalModel, reason: str) -> Task | None:
         parts = round.tasks.filter(user=update.owner_id, kind=TaskKind.TRAIN, state=TaskState.DONE)
         task = parts.select_related("user").first()
     if task is not None:
-        move(task, TaskState.FAILED, failure=said, finished_at=timezone.now())
+        told = task.fetched_at or update.created_at  # `own_updates` names what it has begun
+        move(task, TaskState.FAILED, failure=said, finished_at=timezone.now(), fetched_at=told)
         update.delete()  # its owner may send the same again
     else:
         answered = update.trained_in or update.round

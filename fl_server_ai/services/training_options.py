@@ -91,7 +91,8 @@ class TrainerOptions(RoundPolicy):
             "choices": ("never", "session"),
             "doc": "Of strategies that remember something from round to round (moments, control variates): when "
             "a training starts from a model that the same strategy has trained before, go on with what it "
-            "remembers, or forget it. Pauses, retries and restarts belong to the same session.",
+            "remembers (never), or forget it (session). never is refused where sites keep a part of it, for one "
+            "training: SCAFFOLD, FedDyn, IIADMM. Pauses, retries and restarts belong to the same session.",
         },
     )
     buffer_policy: str = field(
@@ -249,14 +250,25 @@ def strategy_schema(name: str) -> dict[str, Any]:
     remembering = kind.state_blocks or kind.state_dict is not Strategy.state_dict
     shared = ("buffer_policy", *(["reset_state"] if remembering else []))
     every = schema(TrainerOptions)["properties"]
+    if kind.clients_keep:
+        every["reset_state"]["enum"] = ["session"]
     described["properties"] |= {option: every[option] for option in shared}
     return described
 
 
 def check_reset(model: GlobalModel, aggregation_method: str, options: Mapping[str, Any]) -> None:
-    """Refuse to keep what another strategy remembers."""
+    """Refuse to keep what another strategy remembers, or a part of what only belongs together."""
+    if options.get("reset_state") != "never":
+        return
+    if half := strategy_kind(aggregation_method).clients_keep:
+        raise _fault(
+            "reset_state",
+            f"sites of {aggregation_method} keep {half}, and begin each training without; going on with the "
+            'server\'s part alone would move the optimum for good. Leave the option out, or say "session"',
+            "choice",
+        )
     made_by = model.weights.strategy
-    if options.get("reset_state") == "never" and made_by not in ("", aggregation_method):
+    if made_by not in ("", aggregation_method):
         raise _fault(
             "reset_state",
             f"the model was trained with {made_by}, whose state {aggregation_method} can't go on with",

@@ -172,6 +172,8 @@ def broken_numbers(rounds: Rounds) -> None:
 
 def state(rounds: Rounds) -> None:
     """All that is remembered is in `state_dict` and `state_blocks`: JSON, finite, restored as it was."""
+    unknown = set(rounds.kind.population_means) - set(rounds.kind.state_blocks)
+    expect(not unknown, f"population_means names {', '.join(sorted(unknown))}: no state block")
     with expected("three rounds"):
         results = rounds.session()
         again = rounds.session()

@@ -37,7 +37,7 @@ from fl_server_core.services.ensembles import members_replace
 from fl_server_core.services.events import event_held
 from fl_server_core.services.rounds import updates_consume
 from fl_server_core.services.slices import slices_drop
-from fl_server_core.services.trainings import training_locked
+from fl_server_core.services.trainings import participants_here, training_locked
 from fl_server_core.storage import local_path, staging_path
 
 log = logging.getLogger("fl.celery")
@@ -48,8 +48,8 @@ def aggregate_round(
 ) -> None:
     """Aggregate the accepted updates and publish the result as the training's current version.
 
-    The result depends on the updates alone, so a second worker that does the same makes the same
-    bytes; the first one to commit publishes, the other's file is discarded. A large round is shared by
+    The result depends on the updates alone, so a second worker that does the same makes the same bytes, but of what
+    clients get beside it if somebody joined in between; the first one to commit publishes, the other's file is discarded. A large round is shared by
     all workers: `OthersAtWork` as long as they are at it. `UpdatesLost` if files are not what was accepted.
     """
     updates = updates_of(training, round, options)
@@ -103,14 +103,20 @@ class _Blobs:
 
 
 def _shared_blob(training: Training, round: Round, state: Path) -> Blob | None:
-    """What clients get of the state with their next task."""
-    names = strategy_of(training).shared
-    if not names:
+    """What clients get of the state with their next task: means as of those who are in now.
+
+    Who joins or leaves before that task counts a round later: the state itself has the round's own number.
+    """
+    strategy = strategy_of(training)
+    if not strategy.shared:
         return None
     out = staging_path(".safetensors")
+    here = participants_here(training).count() if strategy.population_means else 0
     try:
         with local_path(round.base_version.blob) as base:
-            digest = write_shared(state=state, base=base, out=out, names=names)
+            digest = write_shared(
+                state=state, base=base, out=out, strategy=strategy, population=here
+            )
         return blob_store(source=out, digest=digest, size=out.stat().st_size)
     finally:
         out.unlink(missing_ok=True)

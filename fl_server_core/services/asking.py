@@ -80,7 +80,7 @@ def round_ask(
             return Asked.EMPTY, []
         if len(there) < len(members) or not users:
             return Asked.WAITING, []
-    _freeze(round, policy, len(there))
+    _freeze(round, policy, len(there), len(members))
     begins = starts(users) if starts else None
     if begins is not None:
         round.chain = {str(pk): str(start.pk) if start else None for pk, start in begins.items()}
@@ -126,8 +126,11 @@ def _history(training: Training) -> dict[str, tuple[int, int]]:
     return {str(pk): (last, often) for pk, last, often in told}
 
 
-def _freeze(round: Round, policy: RoundPolicy, candidates: int) -> None:
-    """What this round's sample and the past say about it: how many close it, and how long it may take."""
+def _freeze(round: Round, policy: RoundPolicy, candidates: int, population: int) -> None:
+    """What this round's sample and the past say about it: how many close it, and how long it may take.
+
+    The sample may hold some who have joined since the round opened: they belong to its `population`.
+    """
     seconds = policy.seconds
     if policy.deadline_factor is not None:
         durations = _durations(round)
@@ -135,7 +138,8 @@ def _freeze(round: Round, policy: RoundPolicy, candidates: int) -> None:
     closes_at = policy.buffer_size
     if policy.over_selection > 1:
         closes_at = policy.goal(candidates)
-    round.policy = {**round.policy, "round_deadline": seconds, "buffer_size": closes_at}
+    frozen = {"round_deadline": seconds, "buffer_size": closes_at, "population": population}
+    round.policy = {**round.policy, **frozen}
     round.deadline = deadline_in(seconds)
     round.save(update_fields=["policy", "deadline"])
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from fl_server_ai.aggregation import STRATEGIES, UpdateMeta
 from fl_server_ai.aggregation.blocks import FLOATS, Source, layout_of
@@ -50,10 +50,11 @@ def updates(tmp_path: Path) -> list[UpdateFile]:
     return [UpdateFile(tmp_path / f"{k}", UpdateMeta(f"{k:03}", k % 4 + 1)) for k in range(N)]
 
 
-def prepared(name: str, updates: Sequence[UpdateFile], **more: Any) -> Inputs:
+def prepared(name: str, updates: Sequence[UpdateFile], population: int = 20, **more: Any) -> Inputs:
     strategy = STRATEGIES[name]()
     folder = updates[0].path.parent
     files = furnished(strategy, updates, folder)
+    strategy.facts = replace(strategy.facts, population=population)
     return Inputs(folder / "base", files, strategy, block=64, **more)
 
 
@@ -98,13 +99,33 @@ def test_slices_make_the_bytes_of_one_worker_in_every_round(
 ) -> None:
     first = alone(prepared(name, updates), tmp_path)
     state = tmp_path / "alone.state"
-    before = {"state_in": state} if state.exists() else {}
+    before = {"state_in": state, "population": 30} if state.exists() else {}
     second = alone(prepared(name, updates, **before), tmp_path, "second")
 
     for of in (2, 7):
         assert shared(lambda: prepared(name, updates), tmp_path, of, f"first-{of}") == first
     made = shared(lambda: prepared(name, updates, **before), tmp_path, 3, "of-3")
     assert made == second
+
+
+@pytest.mark.parametrize(
+    ("name", "block"), [("SCAFFOLD", "c"), ("FedDyn", "h"), ("IIADMM", "duals")]
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_means_over_all_participants_follow_their_number_and_sums_stay(
+    name: str, block: str, known: bool, updates: list[UpdateFile], tmp_path: Path
+) -> None:
+    alone(prepared(name, updates, 11), tmp_path, "first")
+    alone(prepared(name, updates, 22), tmp_path, "fresh")
+    first, fresh = load_file(tmp_path / "first.state"), load_file(tmp_path / "fresh.state")
+    if not known:  # as servers wrote it before
+        save_file(first, tmp_path / "first.state", {"scalars": "{}"})
+
+    alone(prepared(name, updates, 22, state_in=tmp_path / "first.state"), tmp_path, "second")
+
+    second, scale = load_file(tmp_path / "second.state"), 0.5 if known and block != "duals" else 1.0
+    for run, vector in second.items():
+        torch.testing.assert_close(vector, first[run] * scale + fresh[run])
 
 
 def masked(updates: Sequence[UpdateFile]) -> list[UpdateFile]:

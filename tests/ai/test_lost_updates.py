@@ -11,6 +11,8 @@ from django.utils import timezone
 
 from fl_server_ai.aggregation.blocks import Source
 from fl_server_ai.services.reconciler import sweep
+from fl_server_ai.services.rounds import round_advance
+from fl_server_ai.services.tasks import task_next
 from fl_server_ai.trainer import intact, slicing
 from fl_server_ai.trainer.tasks import process_slice, process_trainer_task
 from fl_server_core.models import Blob, LocalModel, Round, TrainerEvent, WorkSlice
@@ -90,6 +92,25 @@ def test_past_the_deadline_the_round_does_without_it_if_enough_are_left() -> Non
     assert "was lost" in first.warnings[0]
     task = first.tasks.get(user=running.sites["grace"])
     assert (task.state, task.failure.partition(":")[0]) == ("failed", "UPDATE_LOST")
+
+
+@pytest.mark.parametrize("asked_again", [False, True])
+def test_its_owner_is_told_that_it_was_not_used(asked_again: bool) -> None:
+    running = full()
+    path_of(running, "grace").unlink()
+    if asked_again:
+        running.work()
+        running.round.tasks.filter(state="open").update(state="expired")  # she stays silent
+        round_advance(training_id=running.training.pk)
+    end(running)
+    running.work()
+    running.work()
+
+    told = {name: task_next(user=user)["task"] for name, user in running.sites.items()}
+
+    assert told["grace"]["round"] == 1
+    assert told["grace"]["own_updates"] == {"unused": [0], "undecided": []}
+    assert told["ada"]["own_updates"] == {"unused": [], "undecided": []}
 
 
 def test_past_the_deadline_with_too_few_left_the_training_fails_with_the_reason() -> None:

@@ -26,6 +26,7 @@ from fl_server_core.lifecycle import RoundPhase
 from fl_server_core.models import Blob, Round, Task
 from fl_server_core.services.clients import training_missing, training_shares
 from fl_server_core.services.requirements import lacks
+from fl_server_core.services.trainings import training_add_clients
 from tests.scenes import Scene, person, scene, staged, weights
 
 pytestmark = pytest.mark.django_db
@@ -94,6 +95,20 @@ def test_the_first_round_waits_until_everybody_has_what_is_required() -> None:
 
     assert asked(running) == {"a", "b"}
     assert task_next(user=running.sites["a"])["state"] == "task"
+
+
+def test_who_joins_before_the_round_asks_is_one_of_its_population() -> None:
+    running = scene("a", require={"gpu": True})
+    running.sites["b"] = person("b", client=True)
+    training_add_clients(
+        training=running.training, user=running.actor, clients=[running.sites["b"].pk]
+    )
+
+    join(running, "a", gpu=True)
+    join(running, "b", gpu=True)
+
+    assert asked(running) == {"a", "b"}
+    assert running.round.policy["population"] == 2
 
 
 def test_at_the_deadline_the_first_round_begins_with_those_who_have_it() -> None:

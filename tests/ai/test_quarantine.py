@@ -738,6 +738,26 @@ def test_the_next_task_says_which_own_updates_were_not_used() -> None:
     assert own(running, "mallory") == {"unused": [0], "undecided": []}  # of 1 the second counted
 
 
+def test_a_round_that_it_began_and_never_answered_is_named_and_one_that_it_never_saw_is_not(
+    monkeypatch,
+) -> None:
+    running = scene("ada", "grace", rounds=5, skip_model_tests=True)
+    for number in range(4):
+        if number != 1:
+            own(running, "grace")
+        if number == 2:
+            running.send("grace", 1.0)
+        running.send("ada", 1.0)
+        overdue(running)
+        running.work()
+    grace = running.sites["grace"]
+
+    assert own(running, "grace") == {"unused": [0, 3], "undecided": []}  # of 2 the update counted
+    assert own(running, "ada") == {"unused": [], "undecided": []}
+    monkeypatch.setattr("fl_server_core.selectors.own_updates.TOLD", 1)
+    assert own_updates(training=running.now, owner=grace.pk, before=4) == OwnUpdates([3], [])
+
+
 def test_a_late_update_is_undecided_until_it_counts() -> None:
     running = scene(
         "ada", "grace", rounds=4, late_updates="next_round", skip_model_tests=True, buffer_size=1

@@ -1,5 +1,7 @@
 """`reset_state`: whether a training goes on with what its strategy remembers of the model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -51,16 +53,32 @@ def test_never_goes_on_with_the_momentum_of_the_last_training(login) -> None:
     assert begun(site).strategy == "FedAvgM"
 
 
-def test_never_gives_clients_the_control_variate_that_they_had(login) -> None:
+def test_never_is_refused_where_sites_keep_a_part_of_the_state_themselves(login) -> None:
     site = Site(login, CONTROL)
     train(site)
-    site.options["reset_state"] = "never"
-    site.start()
-    site.model = str(Training.objects.order_by("-created_at").first().model_id)
 
-    extras = site.sites[0].get("/api/tasks/").json()["task"]["extras"]
+    answers = [site.create({"reset_state": "never"})]
+    for method in ("FedDyn", "IIADMM"):
+        site.case = replace(CONTROL, method=method)
+        answers.append(site.create({"reset_state": "never"}))
 
-    assert extras["sha256"] == begun(site).shared.digest
+    for answer in answers:
+        assert (answer.status_code, answer.json()["code"]) == (400, "BAD_OPTION")
+        (fault,) = answer.json()["errors"]
+        assert (fault["pointer"], fault["code"]) == ("/options/reset_state", "choice")
+        assert "keep their own" in fault["detail"]
+
+
+def test_so_is_the_start_of_a_training_that_was_created_with_it_before(login) -> None:
+    site = Site(login, CONTROL)
+    train(site)
+    training = site.create({}).json()["training_id"]
+    Training.objects.filter(pk=training).update(options={"reset_state": "never"})
+
+    answer = site.actor.post(f"/api/trainings/{training}/start/")
+
+    assert (answer.status_code, answer.json()["code"]) == (400, "BAD_OPTION")
+    assert not Training.objects.get(pk=training).rounds.exists()
 
 
 def test_never_is_harmless_for_a_model_that_was_uploaded(login) -> None:
@@ -116,5 +134,6 @@ def test_the_api_and_the_admin_show_it_where_something_is_remembered(login, admi
 
     assert listed["FedAvgM"]["defaults"]["reset_state"] == "session"
     assert "reset_state" not in listed["FedAvg"]["options_schema"]["properties"]
+    assert listed["SCAFFOLD"]["options_schema"]["properties"]["reset_state"]["enum"] == ["session"]
     assert "What is kept of the last direction" in page
     assert "reset_state" in page

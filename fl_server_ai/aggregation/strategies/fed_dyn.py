@@ -24,7 +24,8 @@ class FedDynOptions:
 class FedDyn(Strategy[FedDynOptions]):
     """h' = h - alpha / N sum(y_k - x); x' = mean(y_k) - h' / alpha, over the round's updates.
 
-    N are all participants of the training when the round opened. A client minimises
+    N are all participants of the training when the round asked: as they change, N h stays the sum of all g_k, 0 of
+    those who join, with that of those who left: it stays part of what is minimised. A client minimises
     F(w) - <g_k, w> + alpha/2 |w - x|^2 and sets g_k' = g_k - alpha (y_k - x), which it keeps. The mean is
     unweighted, so that h is the mean of all g_k: in the mode sync, without late updates. Integer buffers are averaged.
     """
@@ -32,11 +33,13 @@ class FedDyn(Strategy[FedDynOptions]):
     Options = FedDynOptions
     paper = "2111.04263"
     state_blocks = ("h",)
+    population_means = ("h",)
+    clients_keep = "their own gradients g_k, whose mean h is"
     only_fresh = "h is the whole sum of what its sites have learned, and late ones count less"
     share = 1.0
 
     def weights(self, metas: Sequence[UpdateMeta], gram: "Tensor | None") -> Sequence[float]:
-        self.share = len(metas) / max(len(metas), self.facts.population)
+        self.share = len(metas) / self.population(len(metas))
         return [1] * len(metas)
 
     def update(self, x: "Tensor", y: "Tensor", state: "dict[str, Tensor]") -> "Tensor":

@@ -32,24 +32,25 @@ class IIADMM(Strategy[IIADMMOptions]):
     A client makes z = x + (l_k - g) / rho for each batch, sends z, and at the end updates its own l_k in
     the same way, with the x that it was sent. The server needs only the sum of all l_k / rho. With everybody in
     each round this is APPFL's rule; otherwise the first mean is over the round's updates, the second over
-    all participants, whose duals wait. Sample sizes do not count. In the mode sync, without late updates.
+    all participants, whose duals wait, and those of who has left stay in the sum. Sample sizes do not count. In the mode sync, without late updates.
     """
 
     Options = IIADMMOptions
     paper = "2202.03672"
     state_blocks = ("duals",)
+    clients_keep = "their own duals, whose sum the server has"
     only_fresh = "it keeps the sum of its sites' duals, and late ones count less"
     updates = 0
-    population = 0
+    everybody = 0
 
     def weights(self, metas: Sequence[UpdateMeta], gram: "Tensor | None") -> Sequence[float]:
         self.updates = len(metas)
-        self.population = max(len(metas), self.facts.population)
+        self.everybody = self.population(len(metas))
         return [1] * len(metas)
 
     def update(self, x: "Tensor", y: "Tensor", state: "dict[str, Tensor]") -> "Tensor":
         state["duals"] = state["duals"] + (x - y) * self.updates
-        return y - state["duals"] / self.population
+        return y - state["duals"] / self.everybody
 
     def client_config(self) -> dict[str, Any]:
         return {"rho": self.options.rho}

@@ -26,8 +26,9 @@ class ScaffoldOptions:
 class Scaffold(Strategy[ScaffoldOptions]):
     """x' = x + server_lr mean(y_k - x); c' = c + |S|/N mean(dc_k), both means unweighted.
 
-    S are the round's updates, N all participants of the training when it opened. A client steps by
-    -lr (g - c_k + c), then sets c_k' = c_k - c + (x - y_k) / (sum of its learning rates) and sends
+    S are the round's updates, N all participants of the training when it asked. As they join and leave, N c stays the
+    sum of all c_k. Who joins has 0; who leaves stays in the sum as a client that is never sampled again, so that the
+    gradients of the others and its last one sum to 0 in the end: only a new training is rid of that. A client steps by -lr (g - c_k + c), then sets c_k' = c_k - c + (x - y_k) / (sum of its learning rates) and sends
     dc_k = c_k' - c_k as `extra.scaffold.dc.<tensor>`; it gets c as `extra.scaffold.c.<tensor>` with its task and
     keeps c_k. Plain SGD only, with any schedule. `fl_client.scaffold` does the client's part.
     """
@@ -35,6 +36,8 @@ class Scaffold(Strategy[ScaffoldOptions]):
     Options = ScaffoldOptions
     paper = "1910.06378"
     state_blocks = ("c",)
+    population_means = ("c",)
+    clients_keep = "their own control variates, whose mean the server's is"
     shared: "ClassVar[Mapping[str, str]]" = {"scaffold.c": "c"}
     share = 1.0
 
@@ -44,7 +47,7 @@ class Scaffold(Strategy[ScaffoldOptions]):
         )
 
     def weights(self, metas: Sequence[UpdateMeta], gram: "Tensor | None") -> Sequence[float]:
-        self.share = len(metas) / max(len(metas), self.facts.population)
+        self.share = len(metas) / self.population(len(metas))
         return [1] * len(metas)
 
     def update(self, x: "Tensor", y: "Tensor", state: "dict[str, Tensor]") -> "Tensor":
