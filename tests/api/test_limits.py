@@ -166,7 +166,9 @@ def test_the_admin_login_counts_with_them(client, settings) -> None:
     said = {"username": "bob", "password": "a long pass phrase"}
 
     assert client.post("/admin/login/?next=/admin/", said).status_code == 302
-    assert "try again in some minutes" in client.post("/admin/login/", said).content.decode()
+    refused = client.post("/admin/login/", said)
+    assert (refused.status_code, int(refused["Retry-After"]) > 0) == (429, True)
+    assert "try again in some minutes" in refused.content.decode()
 
 
 def test_without_the_cache_nobody_is_stopped(login, settings, monkeypatch) -> None:
@@ -206,6 +208,23 @@ def test_all_processes_share_one_count_in_redis(login, settings, redis_url) -> N
 
     assert refused(ada.post("/api/users/myself/tokens/", {}, format="json"))
     assert eve.post("/api/users/myself/tokens/", {}, format="json").status_code != 429
+
+
+def test_in_redis_a_request_is_remembered_until_its_tenth_is_a_second_ago(
+    settings, redis_url
+) -> None:
+    settings.CACHES = {
+        "default": {
+            "BACKEND": "django.core.cache.backends.redis.RedisCache",
+            "LOCATION": redis_url,
+        }
+    }
+
+    assert Window("one", 1, 1).take() == 0.0
+
+    with redis.Redis.from_url(redis_url) as client:
+        (key,) = client.keys("*one:*")
+        assert client.pttl(key) > 1_100
 
 
 # --- any period, not the clock's ---------------------------------------------------------------
