@@ -60,6 +60,7 @@ ROUTES: dict[str, tuple[str, str]] = {
     "models/{model}/": ("FL_RATE_UPLOADS", "ada"),
     "models/{model}/swag/": ("FL_RATE_UPLOADS", "ada"),
     "models/{model}/preprocessing/": ("FL_RATE_UPLOADS", "actor"),
+    "models/{model}/metrics/": ("FL_RATE_UPLOADS", "ada"),
     "tasks/{task}/result/": ("FL_RATE_UPLOADS", "ada"),
     "uploads/": ("FL_RATE_UPLOADS", "ada"),
     "inference/": ("FL_RATE_INFERENCES", "ada"),
@@ -403,6 +404,22 @@ def test_a_user_may_have_a_quota_of_his_own_and_one_does_not_count_for_others(
         return client.post("/api/uploads/", HTTP_UPLOAD_LENGTH="500", **TUS).status_code
 
     assert [announce(user) for user in (rich, free, poor)] == [201, 201, 409]
+
+
+def test_what_somebody_reports_on_his_own_models_counts(login, settings) -> None:
+    actor = person("actor", actor=True)
+    client = login(actor)
+    model = client.post("/api/models/", form(), format="multipart").json()["model_id"]
+    url, kept = f"/api/models/{model}/metrics/", storage_used(actor)
+    settings.FL_USER_BYTES = kept + 2_000
+    text = {"metric_names": ["a", "b"], "metric_values": ["1.0", "x" * 500]}
+
+    first = client.post(url, text)
+    second = client.post(url, {**text, "metric_names": ["c", "d"]})
+
+    assert (first.status_code, second.status_code) == (201, 409)
+    assert second.json()["code"] == "STORAGE_QUOTA"
+    assert storage_used(actor) == kept + 2 * 512 + 500
 
 
 def test_what_aggregations_and_updates_add_does_not_count() -> None:
