@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 
 BOUNDARY = "fl-benchmark"
 PATIENCE = 120.0  # seconds for one answer; a held poll takes 25
+KEPT = 75.0  # seconds that the server keeps a connection on which nothing happens
+NEARLY = 5.0  # seconds; a connection that rested so much less may have been ended for it
 ACCEPT = "application/vnd.safetensors, application/json"
 
 
@@ -25,11 +27,11 @@ def tell(**line: Any) -> None:
 
 
 class Hung(Exception):
-    """The server has closed a connection between two requests, as it may."""
+    """A connection ended before the head of an answer came."""
 
 
 class Wire:
-    """One HTTP/1.1 connection that is kept and, where the server closed it between requests, made again."""
+    """One HTTP/1.1 connection that is kept, and made again where the server may have closed it: it had rested for long."""
 
     def __init__(self, url: str, token: str) -> None:
         self.at = urlsplit(url)
@@ -40,17 +42,23 @@ class Wire:
         self.reader: asyncio.StreamReader | None = None
         self.writer: asyncio.StreamWriter | None = None
         self.made = 0
+        self.rests_since = 0.0
 
     async def ask(
         self, method: str, path: str, body: bytes = b"", kind: str = ""
     ) -> tuple[int, bytes]:
-        """Status and body. Raises OSError, EOFError or TimeoutError if a new connection brings no answer."""
-        if self.writer is not None:
-            try:
-                return await self._once(method, path, body, kind)
-            except Hung:
-                self.close()
+        """Status and body. Raises OSError, EOFError or TimeoutError if none comes.
+
+        A request that got no answer is lost, and is not sent again here: the server may have closed
+        a connection only between requests, and only one that had rested for about as long as it keeps them.
+        """
+        rested = time.monotonic() - self.rests_since
         try:
+            if self.writer is not None and rested > KEPT - NEARLY:
+                try:
+                    return await self._once(method, path, body, kind)
+                except Hung:
+                    self.close()
             return await self._once(method, path, body, kind)
         except Hung as error:
             raise ConnectionError("closed without an answer") from error
@@ -85,6 +93,7 @@ class Wire:
             body = b"".join(parts)
         else:
             body = await reader.readexactly(int(headers.get("content-length", "0")))
+        self.rests_since = time.monotonic()
         if headers.get("connection", "").lower() == "close":
             self.close()
         return int(first.split()[1]), body
@@ -103,7 +112,11 @@ class Crowd:
         self.tokens: list[str] = job["tokens"]
         self.goal: int = job["sample"]
         self.errors: Counter[str] = Counter()
-        self.known: dict[int, list[float]] = defaultdict(list)  # round -> when its clients heard
+        # round -> when each of those who are asked in it first heard so, by client
+        self.known: dict[int, dict[int, float]] = defaultdict(dict)
+        self.over: list[
+            float
+        ] = []  # when each client, asked or not, heard that the training is over
         self.sent: dict[int, list[float]] = defaultdict(list)  # round -> when updates were received
         self.seconds: dict[str, list[float]] = defaultdict(list)  # what -> how long it took
         self.asked = 0
@@ -113,16 +126,19 @@ class Crowd:
         await asyncio.gather(*(self._client(n, token) for n, token in enumerate(self.tokens)))
         last = {number: max(times) for number, times in self.sent.items()}
         knowing = {
-            number: [at - last[number - 1] for at in times]
+            number: [at - last[number - 1] for at in times.values()]
             for number, times in self.known.items()
             if number - 1 in last
         }
+        end = max(last.values(), default=0.0)
         tell(
             errors=dict(self.errors),
             closed_at=last,
-            opened_at={number: min(times) for number, times in self.known.items()},
+            opened_at={number: min(times.values()) for number, times in self.known.items()},
             updates={number: len(times) for number, times in self.sent.items()},
+            asked={number: len(times) for number, times in self.known.items()},
             knowing=knowing,
+            over=[at - end for at in self.over],
             seconds=self.seconds,
             reconnects=self.reconnects,
         )
@@ -143,6 +159,7 @@ class Crowd:
             if answer is None:
                 await asyncio.sleep(1.0)
             elif answer["state"] == "done":
+                self.over.append(time.monotonic())
                 break
             elif answer["state"] == "task":
                 await self._take_part(wire, number, answer["task"])
@@ -156,7 +173,7 @@ class Crowd:
         at = task["round"]
         if not self.known[at]:
             tell(round=at, task=task["id"], site=number)
-        self.known[at].append(time.monotonic())
+        self.known[at].setdefault(number, time.monotonic())
         weights = await self._call(wire, "GET", task["model"]["url"], what="download")
         if weights and hashlib.sha256(weights).hexdigest() != task["model"]["sha256"]:
             self.errors["download: wrong digest"] += 1

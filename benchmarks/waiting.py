@@ -2,9 +2,9 @@
 
 python benchmarks/waiting.py --clients 500 --sample 100 --rounds 200 --server production
 
-Exit status 1 if a bound is broken: any error, 30 PostgreSQL connections, 400 MB in the web processes,
-or a process that grows by 5 % after the 20th round (where there are at least 100 rounds). Figures also go to
-benchmarks/results/waiting-<server>.json.
+Exit status 1 if a bound is broken: any error (a request that got no answer is one), 30 PostgreSQL connections, 400 MB
+in the web processes, or a process that grows by 5 % after the 20th round (where there are at least 100 rounds).
+Figures also go to benchmarks/results/waiting-<server>.json.
 """
 
 import argparse
@@ -41,6 +41,11 @@ from benchmarks.watch import Watch  # noqa: E402
 IDLE_SECONDS = 10.0  # how long everybody waits before the first round
 PROBE_PAUSE = 0.2  # seconds between two control calls
 WARM_ROUNDS = 20  # memory may grow until then
+KNOWING = (
+    "all who are asked next know",
+    "one who is asked next knows",
+    "a client knows of the end",
+)
 # first value that is bad
 BOUNDS = {"errors": 1, "processes that ended": 1, "connections": 30, "web MB": 400, "drift %": 5.0}
 
@@ -251,9 +256,13 @@ def measure(server: Server, folder: Path, given: argparse.Namespace) -> dict[str
     errors.update(probe.errors)
     if state["state"] != "C":
         errors[f"the training ended in {state['state']}: {state.get('reason')}"] += 1
-    wrong = {n: count for n, count in summary.get("updates", {}).items() if count != given.sample}
-    if wrong or len(summary.get("updates", {})) != given.rounds:
-        errors[f"rounds without {given.sample} updates: {wrong or 'some are missing'}"] += 1
+    for kind, what in (("updates", "updates"), ("asked", "clients that heard of them")):
+        seen = summary.get(kind, {})
+        wrong = {number: count for number, count in seen.items() if count != given.sample}
+        if wrong or len(seen) != given.rounds:
+            errors[f"rounds without {given.sample} {what}: {wrong or 'some are missing'}"] += 1
+    if len(summary.get("over", [])) != given.clients:
+        errors[f"only {len(summary.get('over', []))} clients heard of the end"] += 1
     return report(given, summary, watch, probe, errors, spent, seconds)
 
 
@@ -282,8 +291,13 @@ def report(
         "control": {"all": percentiles(calls)}
         | {name: percentiles(values) for name, values in probe.seconds.items()},
         "transfers": {k: percentiles(v) for k, v in summary.get("seconds", {}).items()},
-        "everybody knows": percentiles([max(values) for values in knowing.values()]),
-        "a client knows": percentiles([v for values in knowing.values() for v in values]),
+        # From the last update of a round until those who are asked in the next one have their tasks: all, and each. The
+        # others learn nothing then, and go on waiting; from that of the last round until each client hears of the end.
+        "all who are asked next know": percentiles([max(values) for values in knowing.values()]),
+        "one who is asked next knows": percentiles(
+            [v for values in knowing.values() for v in values]
+        ),
+        "a client knows of the end": percentiles(summary.get("over", [])),
         "connections": {
             "waiting": max((s.connections or 0 for s in idle), default=0),
             "rounds": percentiles([float(s.connections or 0) for s in busy]),
@@ -339,10 +353,14 @@ def shown(found: dict[str, Any], server: str) -> Table:
     web, drift = found["web"], found["drift"]
     table.add_row("rounds, seconds for all", f"{found['rounds']}, {found['seconds']:.1f}")
     table.add_row("errors", str(sum(found["errors"].values())))
+    table.add_row("connections made again", str(found["reconnects"]))
     for name, values in found["control"].items():
         table.add_row(f"control calls, {name}: p50 / p95 / p99 / max ms", milliseconds(values))
-    for name in ("everybody knows", "a client knows"):
-        table.add_row(f"last update to {name}: p50 / p95 / p99 / max ms", milliseconds(found[name]))
+    for name in KNOWING:
+        table.add_row(
+            f"from the last update until {name}: p50 / p95 / p99 / max ms",
+            milliseconds(found[name]),
+        )
     for name, values in found["transfers"].items():
         table.add_row(f"{name}: p50 / p95 / p99 / max ms", milliseconds(values))
     if server == "production":

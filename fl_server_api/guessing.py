@@ -3,6 +3,9 @@
 import ipaddress
 import logging
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import redis
 from django.conf import settings
@@ -15,47 +18,86 @@ from fl_server_core.services.tokens import keyed_digest
 log = logging.getLogger("fl.server")
 GUESSES = 10  # wrong passwords for one user name from one address
 SECONDS = 300
+GUESSES_IN_ALL = 200  # the same from all addresses; more than one address comes to in that time
+SECONDS_IN_ALL = 3_600
+KNOWN_SECONDS = 30 * 86_400  # how long such an address is known
 NETWORK_BITS = 64
 AWAY = (redis.RedisError, OSError)
 
 
-class Guesses:
-    """The wrong passwords for one name from one address, counted in the cache that all processes share.
+@dataclass(frozen=True)
+class Tally:
+    """How many there were since the first of them; `seconds` after it all are forgotten."""
 
-    Where that is away, nobody is stopped: it holds no truth, and people must be able to log in.
+    key: str
+    most: int
+    seconds: int
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        return self.key, f"{self.key}:until"
+
+    def wait(self, found: Mapping[str, Any]) -> float:
+        """Seconds until all are forgotten if there were too many, else 0.0; `found` are the values of `keys`."""
+        count, until = self.keys
+        if found.get(count, 0) < self.most:
+            return 0.0
+        left: float = found.get(until, 0.0) - time.time()
+        return max(1.0, min(left, self.seconds))
+
+    def add(self) -> None:
+        """One more. ValueError if they were forgotten just now."""
+        count, until = self.keys
+        if cache.add(count, 1, self.seconds):
+            cache.set(until, time.time() + self.seconds, self.seconds)
+        else:
+            cache.incr(count)
+
+
+class Guesses:
+    """The wrong passwords for one name, from one address and from all, in the cache that all processes share.
+
+    Who guesses from many addresses has two hundred an hour. So that he doesn't lock the owner out, addresses that the
+    right password came from go on when these are used up. Where the cache is away, nobody is stopped: it holds no
+    truth, and people must be able to log in.
     """
 
     def __init__(self, request: HttpRequest, name: str) -> None:
-        self._count = "guesses:" + keyed_digest("guesses", f"{address(request)}\n{name}")
-        self._until = f"{self._count}:until"
+        here = f"{address(request)}\n{name}"
+        self._here = Tally("guesses:" + keyed_digest("guesses", here), GUESSES, SECONDS)
+        in_all = "guesses:" + keyed_digest("guesses", f"\n{name}")
+        self._in_all = Tally(in_all, GUESSES_IN_ALL, SECONDS_IN_ALL)
+        self._known = "known:" + keyed_digest("guesses", here)
 
     def check(self) -> None:
         """Raise `Throttled` (429 with `Retry-After`) after too many."""
         try:
-            found = cache.get_many([self._count, self._until])
+            found = cache.get_many([*self._here.keys, *self._in_all.keys, self._known])
         except AWAY as error:
             log.warning("wrong passwords are not counted: %s", error)
             return
-        if found.get(self._count, 0) >= GUESSES:
-            left = found.get(self._until, 0.0) - time.time()
-            raise Throttled(wait=max(1.0, min(left, SECONDS)), detail="too many wrong passwords.")
+        wait = self._here.wait(found)
+        if self._known not in found:
+            wait = max(wait, self._in_all.wait(found))
+        if wait:
+            raise Throttled(wait=wait, detail="too many wrong passwords.")
 
     def count(self) -> None:
         """One more. The first begins the time after which all are forgotten."""
-        try:
-            if cache.add(self._count, 1, SECONDS):
-                cache.set(self._until, time.time() + SECONDS, SECONDS)
-            else:
-                cache.incr(self._count)
-        except ValueError:  # forgotten between the two
-            return
-        except AWAY as error:
-            log.warning("wrong passwords are not counted: %s", error)
+        for tally in (self._here, self._in_all):
+            try:
+                tally.add()
+            except ValueError:  # forgotten between two questions
+                continue
+            except AWAY as error:
+                log.warning("wrong passwords are not counted: %s", error)
+                return
 
     def forget(self) -> None:
-        """It was the right one."""
+        """It was the right one: those from here are forgotten, and its owner is known here."""
         try:
-            cache.delete(self._count)
+            cache.delete(self._here.key)
+            cache.set(self._known, 1, KNOWN_SECONDS)
         except AWAY as error:
             log.warning("wrong passwords are not counted: %s", error)
 

@@ -1,6 +1,7 @@
 """How many there were in the last so many seconds, counted in the cache that all processes share."""
 
 import logging
+import math
 import time
 from dataclasses import dataclass
 
@@ -39,7 +40,8 @@ class Window:
         part = int(now // width)
         keys = [f"{self.key}:{part - age}" for age in range(PARTS + 1)]  # from new to old
         try:
-            if not cache.add(keys[0], 1, self.seconds + 2 * width):
+            kept = math.ceil(self.seconds + 2 * width)  # Redis takes whole seconds, rounded down
+            if not cache.add(keys[0], 1, kept):
                 cache.incr(keys[0])
             found = cache.get_many(keys)
             left = sum(found.values()) - self.most

@@ -159,7 +159,7 @@ FL_RATE_TOKENS = env_rate("FL_RATE_TOKENS", "600/h", "Tokens that one user makes
 FL_RATE_UPLOADS = env_rate(
     "FL_RATE_UPLOADS",
     "3000/m",
-    "Models, updates and results that one user sends, and resumable uploads that he announces.",
+    "Models, updates, metrics and results that one user sends, and resumable uploads that he announces.",
 )
 FL_RATE_PIECES = env_rate(
     "FL_RATE_PIECES",
@@ -184,8 +184,8 @@ FL_UPLOADS = env_int("FL_UPLOADS", 20, "Resumable uploads that one user may have
 FL_USER_BYTES = env_int(
     "FL_USER_BYTES",
     2**40,
-    "Bytes of one user's models, as they were uploaded, and unused uploads; 0 = no limit. An admin may give a "
-    "user another number.",
+    "Bytes of one user's models, as they were uploaded, of what he reports on them, and of unused uploads; 0 = no "
+    "limit. An admin may give a user another number.",
 )
 FL_MAX_INPUT_BYTES = env_int(
     "FL_MAX_INPUT_BYTES", 64 * 2**20, "Largest input of an inference, in bytes."

@@ -163,7 +163,10 @@ def _settle(
 
 
 def _transport(url: str) -> Transport:
-    scheme = urlsplit(url).scheme
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError as error:
+        raise Rejected(f"BAD_ENDPOINT: {error}") from error
     if scheme not in TRANSPORTS:
         raise Rejected(f"BAD_ENDPOINT: nothing delivers to {scheme!r}")
     return TRANSPORTS[scheme]()

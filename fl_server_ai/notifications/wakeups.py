@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
 from functools import cache
+from typing import NamedTuple
+from uuid import UUID
 
 import redis
 from django.conf import settings
@@ -43,6 +45,15 @@ _threads: dict[str, threading.Thread] = {}
 _forward: Callable[[list[str]], None] | None = None
 _redis_silent_until = 0.0
 _redis_away = False
+_found: frozenset["Change"] = frozenset()  # by the last look
+
+
+class Change(NamedTuple):
+    """One that a user is woken for: which row, and the moment that it holds."""
+
+    user_id: UUID
+    row: object
+    at: datetime
 
 
 def generation(user_id: str) -> int:
@@ -209,7 +220,7 @@ def _look(name: str) -> None:
     while _still_waited_for(name, LOOK_SECONDS):
         now = timezone.now()
         try:
-            wake(changed_since(since - OVERLAP))
+            wake(new_since(since - OVERLAP))
             since = now
         except Error as error:
             log.warning("could not look for changes: %s", error)
@@ -217,17 +228,42 @@ def _look(name: str) -> None:
             connection.close()
 
 
-def changed_since(moment: datetime) -> set[str]:
-    """Users who got a task since then, who were taken out, or whose training ended or was steered."""
-    fresh = Q(created_at__gte=moment) | Q(not_before__gte=moment, not_before__lte=timezone.now())
+def new_since(moment: datetime) -> set[str]:
+    """Users for whom something has changed since then that the last look has not found: each change wakes once.
+
+    Looks overlap, and what is no longer in one is never in a later one: nothing older need be remembered.
+    """
+    global _found
+    before, _found = _found, changed_since(moment)
+    return {str(change.user_id) for change in _found - before}
+
+
+def changed_since(moment: datetime) -> frozenset[Change]:
+    """Who got a task since then, who was taken out, or whose training ended or was steered."""
+    now = timezone.now()
+    fresh = Q(created_at__gte=moment) | Q(not_before__gte=moment)
     asked = Task.objects.filter(fresh, state=TaskState.OPEN).order_by()
     ended = Participant.objects.filter(
         Q(removed_at__gte=moment)
         | Q(training__finished_at__gte=moment)
         | Q(training__steered_at__gte=moment)
     )
-    found = asked.values_list("user_id").union(ended.values_list("user_id"))
-    return {str(pk) for (pk,) in found}
+    moments: list[tuple[UUID, object, tuple[datetime | None, ...]]] = [
+        (user, task, (made, due))
+        for user, task, made, due in asked.values_list("user_id", "pk", "created_at", "not_before")
+    ]
+    moments += [
+        (user, membership, (removed, finished, steered))
+        for user, membership, removed, finished, steered in ended.values_list(
+            "user_id", "pk", "removed_at", "training__finished_at", "training__steered_at"
+        )
+    ]
+    return frozenset(
+        Change(user, row, at)
+        for user, row, ats in moments
+        for at in ats
+        if at is not None and moment <= at <= now  # what is to come wakes when it does
+    )
 
 
 def _listen(name: str) -> None:

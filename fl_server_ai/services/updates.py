@@ -25,7 +25,13 @@ from fl_server_core.models import Blob, GlobalModel, LocalModel, Task, Training,
 from fl_server_core.selectors import get_visible, models_visible_to
 from fl_server_core.services import rounds
 from fl_server_core.services.blobs import blob_discard
-from fl_server_core.services.metrics import Value, metric_names_check, metrics_record
+from fl_server_core.services.metrics import (
+    Value,
+    metric_names_check,
+    metrics_record,
+    metrics_size,
+)
+from fl_server_core.services.quotas import storage_check
 from fl_server_core.services.round_policy import policy_of
 from fl_server_core.services.trainings import training_locked
 from fl_server_core.services.uploads import upload_taken, upload_used
@@ -254,6 +260,8 @@ def metrics_submit(
     metric_names_check(metrics)
     if sample_size is not None:
         rounds.sample_size_check(sample_size)
+    if model.owner_id == reporter.pk:
+        storage_check(user=reporter, size=metrics_size(metrics))
     found = Training.objects.filter(model=model).first()
     if found is None:
         if model.owner_id != reporter.pk and not reporter.is_superuser:

@@ -13,11 +13,12 @@
 from django.contrib import admin
 
 from fl_server_api.admin import history, people, trainings, updates, weights
-from fl_server_api.admin.login import LoginForm
+from fl_server_api.admin.login import LoginForm, login
 
 __all__ = ["history", "people", "trainings", "updates", "weights"]
 
 admin.site.login_form = LoginForm
+admin.site.login = login  # type: ignore[method-assign]
 admin.site.site_header = "FL server"
 admin.site.site_title = "FL server"
 admin.site.index_title = "Trainings, models and people"

@@ -1,6 +1,7 @@
 """Users, groups and tokens."""
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.contrib.auth.models import Group
 from rest_framework import serializers
@@ -24,6 +25,9 @@ PRIVILEGED = frozenset(
 )
 
 
+ENDPOINT = "an address like https://site.example.org/hook, or nothing"
+
+
 class RegistrationInput(Input):
     guards_typos = True
 
@@ -43,7 +47,7 @@ class RegistrationInput(Input):
         required=False,
         allow_blank=True,
         max_length=500,
-        error_messages={"invalid": "an address like https://site.example.org/hook, or nothing"},
+        error_messages={"invalid": ENDPOINT},
     )
 
     def to_internal_value(self, data: Any) -> Any:
@@ -58,6 +62,17 @@ class RegistrationInput(Input):
                 ],
             )
         return super().to_internal_value(data)
+
+    def validate_message_endpoint(self, value: str) -> str:
+        """What looks like an address may still name no host, or a port that there is not."""
+        try:
+            parts = urlsplit(value)
+            usable = not value or (bool(parts.hostname) and parts.port != 0)
+        except ValueError:
+            usable = False
+        if not usable:
+            raise serializers.ValidationError(ENDPOINT, code="invalid")
+        return value
 
 
 class UserOutput(serializers.ModelSerializer[User]):

@@ -347,6 +347,8 @@ class MetadataView(View):
 class MetricsView(View):
     """A model's metrics."""
 
+    rates = {"POST": UPLOADS}
+
     @extend_schema(
         operation_id="metrics_list",
         parameters=parameters(METRIC_FILTERS, ["step", "key", "id"]),

@@ -1,5 +1,6 @@
 """Blobs: a file first, then its row; on the way out the mark, the file, and the row last."""
 
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -87,18 +88,26 @@ def blobs_delete_doomed() -> int:
 
 def files_sweep(*, older_than: timedelta = timedelta(hours=24)) -> int:
     """Delete files that no row names: what kills left in staging, and between a rename and its commit."""
-    limit = timezone.now() - older_than
+    limit = (timezone.now() - older_than).timestamp()
     removed = 0
-    for path in Path(settings.FL_STAGING_DIR).rglob("*"):
-        if path.is_file() and path.stat().st_mtime < limit.timestamp():
-            path.unlink(missing_ok=True)
-            removed += 1
+    for folder, _, names in os.walk(settings.FL_STAGING_DIR):
+        for path in (Path(folder, name) for name in names):
+            if _is_older(path, limit):
+                path.unlink(missing_ok=True)
+                removed += 1
     storage = weights_storage()
     if isinstance(storage, FileSystemStorage) and Path(storage.location).exists():
         for path in Path(storage.location).glob("*/*"):
             name = str(path.relative_to(storage.location))
-            old = path.stat().st_mtime < limit.timestamp()
-            if old and not Blob.objects.filter(name=name).exists():
+            if _is_older(path, limit) and not Blob.objects.filter(name=name).exists():
                 path.unlink(missing_ok=True)
                 removed += 1
     return removed
+
+
+def _is_older(path: Path, limit: float) -> bool:
+    """Whether a file was last written before this time (POSIX); one that somebody else has deleted was not."""
+    try:
+        return path.stat().st_mtime < limit
+    except FileNotFoundError:
+        return False

@@ -3,20 +3,24 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Count, QuerySet, Sum
+from django.db.models.functions import Length
 
-from fl_server_core.exceptions import Invalid
+from fl_server_core.exceptions import Conflict, Invalid
 from fl_server_core.lifecycle import TaskKind, TaskState
 from fl_server_core.models import GlobalModel, LocalModel, Metric, Task, User
 
-MAX_METRICS = 1_000  # in one request
+MAX_METRICS = 1_000  # in one request, and of one reporter at one step
+MAX_BYTES = 4 * 2**20  # of one reporter's texts and other bytes at one step
 MAX_KEY = 128
 MAX_BINARY = 2**20
 MAX_NUMBER = 64  # bytes of text that may be meant as a number
+ROW_BYTES = 512  # what a number takes with its name and its places in three indexes, about
 _GROUPS = r"[+-]?\d{1,3}([,' \u00a0\u202f]\d{3})+(\.\d+)?"
 _COMMA = r"[+-]?(\d*|\d{1,3}([.' \u00a0\u202f]\d{3})+),\d+([eE][+-]?\d+)?"
 _PLAIN = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
@@ -102,16 +106,56 @@ def metrics_record(
     local_model: LocalModel | None = None,
     sample_size: int | None = None,
 ) -> None:
-    """Store what `reporter` measured. Sent again, the newest value counts."""
+    """Store what `reporter` measured. Sent again, the newest value counts.
+
+    `Conflict` (METRICS_FULL) if that makes more than `MAX_METRICS` names or `MAX_BYTES` for this step, or this update.
+    """
     _store(
         model,
         {"local_model": local_model, "step": step, "reporter": reporter, "identifier": ""},
         {key: (value, sample_size) for key, value in metrics.items()},
+        bounded=True,
     )
 
 
+def metrics_size(metrics: Mapping[str, Value]) -> int:
+    """Bytes of the database that these take, about."""
+    return sum(ROW_BYTES + _bytes(value) for value in metrics.values())
+
+
+def metrics_kept(owner: User) -> int:
+    """Bytes, about, of what somebody has reported on models of his own: nobody asked him for it."""
+    rows = Metric.objects.filter(reporter=owner, model__owner=owner)
+    found = rows.aggregate(number=Count("pk"), size=Sum(Length("value_binary")))
+    return int(ROW_BYTES * found["number"] + (found["size"] or 0))
+
+
+def _bytes(value: Value | memoryview | None) -> int:
+    return len(value) if isinstance(value, bytes | memoryview) else 0
+
+
+def _check_room(
+    rows: QuerySet[Metric], known: Collection[Metric], values: Collection[Value]
+) -> None:
+    """Raise `Conflict` if `values` are too many in place of what is `known` of these rows."""
+    found = rows.aggregate(number=Count("pk"), size=Sum(Length("value_binary")))
+    number = found["number"] - len(known) + len(values)
+    size = (found["size"] or 0) - sum(_bytes(row.value_binary) for row in known)
+    size += sum(map(_bytes, values))
+    if number > MAX_METRICS or size > MAX_BYTES:
+        raise Conflict(
+            f"your metrics of this step would be {number:,} with {size:,} bytes that are no numbers; "
+            f"{MAX_METRICS:,} and {MAX_BYTES:,} are kept: send fewer names, or some of those that you have sent again",
+            code="METRICS_FULL",
+        )
+
+
 def _store(
-    model: GlobalModel, where: Mapping[str, Any], found: Mapping[str, tuple[Value, int | None]]
+    model: GlobalModel,
+    where: Mapping[str, Any],
+    found: Mapping[str, tuple[Value, int | None]],
+    *,
+    bounded: bool = False,
 ) -> None:
     """Write values with their sample sizes by key, in a few queries however many there are."""
     if not found:
@@ -120,8 +164,10 @@ def _store(
         # Not `update_conflicts`: neither database takes a partial unique index for that without its
         # condition, which Django does not send. The model's row puts writers in order instead.
         GlobalModel.objects.select_for_update(no_key=True).get(pk=model.pk)
-        stored = Metric.objects.filter(model=model, key__in=list(found), **where)
-        known = {row.key: row for row in stored}
+        rows = Metric.objects.filter(model=model, **where)
+        known = {row.key: row for row in rows.filter(key__in=list(found))}
+        if bounded:
+            _check_room(rows, known.values(), [value for value, _ in found.values()])
         fresh = {key: Metric(model=model, key=key, **where) for key in found.keys() - known.keys()}
         for key, (value, sample_size) in found.items():
             row = known.get(key) or fresh[key]

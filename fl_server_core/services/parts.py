@@ -114,8 +114,9 @@ class Parts:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
     def link(self, other: Path) -> None:
-        """A second name for the bytes, which outlives this one."""
+        """A second name for the bytes, which outlives this one. They are new from now on: no sweep takes them for left."""
         try:
+            os.utime(self.path)
             other.hardlink_to(self.path)
         except FileNotFoundError as error:
             raise gone() from error

@@ -1,4 +1,4 @@
-"""How many bytes one user may keep here: models as they were uploaded, and uploads not used yet."""
+"""How many bytes one user may keep here: models as they were uploaded, what he reports on them, and unused uploads."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from fl_server_core.exceptions import Conflict
 from fl_server_core.models import Blob, Upload, User
+from fl_server_core.services.metrics import metrics_kept
 
 
 def storage_used(user: User) -> int:
@@ -22,6 +23,7 @@ def storage_used(user: User) -> int:
     ids = Blob.objects.filter(theirs).values("pk")  # copies of a model share its files
     stored = Blob.objects.filter(pk__in=ids).aggregate(total=Sum("size"))["total"] or 0
     uploads = Upload.objects.filter(owner=user, used_at=None, expires_at__gt=timezone.now())
+    stored += metrics_kept(user)
     return int(stored + (uploads.aggregate(total=Sum("length"))["total"] or 0))
 
 

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from django.conf import settings
@@ -28,7 +28,8 @@ from fl_server_core.services.parts import Parts
 from fl_server_core.services.quotas import storage_check
 from fl_server_core.storage import staging_path
 
-KEPT = timedelta(hours=24)  # since the last byte
+KEPT = timedelta(hours=24)  # since the last byte, or since it was named last
+AT_ONCE = 500  # rows that are forgotten in one transaction
 
 
 @dataclass(frozen=True)
@@ -201,19 +202,31 @@ def upload_used(upload: Upload, *, update: LocalModel | None = None) -> None:
 
 
 def uploads_delete_expired() -> int:
-    """Forget what nobody has gone on with for a day, and what was used so long ago.
+    """Forget what nobody has gone on with for a day, and what was used so long ago; returns how many that were.
 
     One request may send for days: where bytes have come meanwhile, the day begins with the last one.
+    Rows go before their files, in transactions of `AT_ONCE`: what a kill in between leaves, `files_sweep` takes.
     """
     now = timezone.now()
+    expired = Upload.objects.filter(expires_at__lt=now)
     deleted = 0
-    for upload in Upload.objects.filter(expires_at__lt=now).order_by("expires_at")[:500]:
-        expired = Upload.objects.filter(pk=upload.pk, expires_at__lt=now)  # unless it goes on now
-        parts = Parts(upload.pk)
-        touched = parts.touched()
-        if touched is not None and touched + KEPT > now:
-            expired.update(expires_at=touched + KEPT)
-        elif expired.delete()[0]:
-            parts.delete()
-            deleted += 1
+    # What was looked at is no longer among the expired: forgotten, or gone on with.
+    while batch := list(expired.order_by("expires_at").values_list("pk", flat=True)[:AT_ONCE]):
+        dead = [pk for pk in batch if not _goes_on(expired.filter(pk=pk), Parts(pk), now)]
+        with transaction.atomic():
+            locked = expired.filter(pk__in=dead).order_by("pk").select_for_update()
+            gone = list(locked.values_list("pk", flat=True))
+            Upload.objects.filter(pk__in=gone).delete()
+        for pk in gone:
+            Parts(pk).delete()
+        deleted += len(gone)
     return deleted
+
+
+def _goes_on(upload: QuerySet[Upload], parts: Parts, now: datetime) -> bool:
+    """Whether bytes have come less than a day ago; then its time is a day from the last one."""
+    touched = parts.touched()
+    if touched is None or touched + KEPT <= now:
+        return False
+    upload.update(expires_at=touched + KEPT)
+    return True

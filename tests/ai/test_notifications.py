@@ -795,12 +795,21 @@ def test_a_refused_address_is_a_rejection_that_says_so(endpoint: Endpoint, setti
 
 
 @in_database
-def test_an_endpoint_that_is_no_web_address_is_a_rejection(endpoint: Endpoint) -> None:
-    told = scene(endpoint="ftp://127.0.0.1/hook")
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("ftp://127.0.0.1/hook", "nothing delivers to 'ftp'"),
+        ("http://[x", "Invalid IPv6 URL"),
+    ],
+)
+def test_an_endpoint_that_is_no_web_address_is_a_rejection(
+    endpoint: Endpoint, url: str, said: str
+) -> None:
+    told = scene(endpoint=url)
 
     notifications_deliver()
 
-    assert told.task("ada").failure == "REJECTED: BAD_ENDPOINT: nothing delivers to 'ftp'"
+    assert told.task("ada").failure == f"REJECTED: BAD_ENDPOINT: {said}"
 
 
 @in_database

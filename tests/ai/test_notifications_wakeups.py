@@ -5,7 +5,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,7 +14,9 @@ from django.db import transaction
 from django.utils import timezone
 
 from fl_server_ai.notifications import wakeups
+from fl_server_ai.services.controls import training_pause, training_resume
 from fl_server_ai.services.trainings import training_clients_remove, training_start
+from fl_server_core.models import Task
 from tests.scenes import scene
 
 LONG = 60.0  # nothing here may take that long
@@ -208,18 +210,58 @@ def test_a_look_finds_those_who_were_asked_taken_out_or_are_done() -> None:
     found = scene("ada", "grace", "edsger", rounds=1, skip_model_tests=True)
     ids = {name: str(user.pk) for name, user in found.sites.items()}
     before = timezone.now() - timedelta(minutes=1)
-    assert wakeups.changed_since(before) == set(ids.values())
+    assert changed(before) == set(ids.values())
 
     training_clients_remove(
         training=found.training, user=found.actor, clients=[found.sites["grace"].pk]
     )
     found.send("ada", 1.0)
-    assert wakeups.changed_since(before) == {ids["grace"], ids["edsger"]}
+    assert changed(before) == {ids["grace"], ids["edsger"]}
 
     found.send("edsger", 1.0)
     found.work()
-    assert wakeups.changed_since(before) == set(ids.values())
-    assert wakeups.changed_since(timezone.now() + timedelta(minutes=1)) == set()
+    assert changed(before) == set(ids.values())
+    assert changed(timezone.now() + timedelta(minutes=1)) == set()
+
+
+def changed(since: datetime) -> set[str]:
+    return {str(change.user_id) for change in wakeups.changed_since(since)}
+
+
+@pytest.mark.django_db
+def test_looks_that_overlap_wake_once_for_each_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wakeups, "_found", frozenset())
+    waited = scene("ada", "grace")
+    everybody = {str(user.pk) for user in waited.sites.values()}
+    before = timezone.now() - timedelta(minutes=1)
+
+    def looks() -> list[set[str]]:
+        return [wakeups.new_since(before) for _ in range(3)]
+
+    asked = looks()
+    training_pause(training=waited.training, user=waited.actor)
+    paused = looks()
+    training_resume(training=waited.training, user=waited.actor)
+    resumed = looks()
+
+    assert asked == paused == resumed == [everybody, set(), set()]
+
+
+@pytest.mark.django_db
+def test_a_task_that_is_due_later_wakes_when_it_is_made_and_when_it_is_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wakeups, "_found", frozenset())
+    waited = scene("ada")
+    ada, now = {str(waited.sites["ada"].pk)}, timezone.now()
+    before = now - timedelta(seconds=10)
+    Task.objects.update(created_at=now, not_before=now + timedelta(seconds=5))
+
+    made = [wakeups.new_since(before) for _ in range(2)]
+    monkeypatch.setattr(timezone, "now", lambda: now + timedelta(seconds=6))
+    due = [wakeups.new_since(before) for _ in range(2)]
+
+    assert made == due == [ada, set()]
 
 
 # --- Redis ------------------------------------------------------------------------------------

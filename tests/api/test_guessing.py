@@ -9,7 +9,7 @@ from django.core.cache import caches
 from django.test import Client, RequestFactory
 from rest_framework.test import APIClient
 
-from fl_server_api.guessing import GUESSES, SECONDS, address
+from fl_server_api.guessing import GUESSES, SECONDS, SECONDS_IN_ALL, address
 from fl_server_core.models import User
 from fl_server_core.services.tokens import token_issue
 from fl_server_core.services.users import user_prepare, user_register
@@ -71,6 +71,21 @@ def test_names_that_nobody_has_are_counted_too() -> None:
         assert ask("guess", name="nobody").status_code == 401
 
     assert ask("guess", name="nobody").status_code == 429
+
+
+def test_one_name_is_guessed_at_from_many_addresses_only_so_often(bob, monkeypatch) -> None:
+    monkeypatch.setattr("fl_server_api.guessing.GUESSES_IN_ALL", 5)
+    user_register(user_prepare(username="eve", password=RIGHT))
+    assert ask(RIGHT, REMOTE_ADDR="192.0.2.7").status_code == 200
+    codes = [ask("guess", REMOTE_ADDR=f"198.51.100.{n}").status_code for n in range(5)]
+
+    refused = ask(RIGHT, REMOTE_ADDR="203.0.113.1")
+
+    assert codes == [401] * 5
+    assert (refused.status_code, refused.json()["code"]) == (429, "THROTTLED")
+    assert SECONDS_IN_ALL - 60 < int(refused["Retry-After"]) <= SECONDS_IN_ALL
+    assert ask(RIGHT, REMOTE_ADDR="192.0.2.7").status_code == 200  # where he has been before
+    assert ask(RIGHT, name="eve", REMOTE_ADDR="203.0.113.1").status_code == 200
 
 
 def test_tokens_are_not_counted(bob) -> None:
@@ -146,6 +161,8 @@ def test_the_admin_login_counts_with_the_api_and_stops_as_early(bob, client, mon
     monkeypatch.setattr("django.contrib.auth.forms.authenticate", pytest.fail)
     refused = log_in(client, RIGHT)
 
+    assert refused.status_code == 429
+    assert SECONDS - 60 < int(refused["Retry-After"]) <= SECONDS
     assert "Too many wrong passwords" in refused.content.decode()
 
 

@@ -60,6 +60,7 @@ ROUTES: dict[str, tuple[str, str]] = {
     "models/{model}/": ("FL_RATE_UPLOADS", "ada"),
     "models/{model}/swag/": ("FL_RATE_UPLOADS", "ada"),
     "models/{model}/preprocessing/": ("FL_RATE_UPLOADS", "actor"),
+    "models/{model}/metrics/": ("FL_RATE_UPLOADS", "ada"),
     "tasks/{task}/result/": ("FL_RATE_UPLOADS", "ada"),
     "uploads/": ("FL_RATE_UPLOADS", "ada"),
     "inference/": ("FL_RATE_INFERENCES", "ada"),
@@ -166,7 +167,9 @@ def test_the_admin_login_counts_with_them(client, settings) -> None:
     said = {"username": "bob", "password": "a long pass phrase"}
 
     assert client.post("/admin/login/?next=/admin/", said).status_code == 302
-    assert "try again in some minutes" in client.post("/admin/login/", said).content.decode()
+    refused = client.post("/admin/login/", said)
+    assert (refused.status_code, int(refused["Retry-After"]) > 0) == (429, True)
+    assert "try again in some minutes" in refused.content.decode()
 
 
 def test_without_the_cache_nobody_is_stopped(login, settings, monkeypatch) -> None:
@@ -206,6 +209,23 @@ def test_all_processes_share_one_count_in_redis(login, settings, redis_url) -> N
 
     assert refused(ada.post("/api/users/myself/tokens/", {}, format="json"))
     assert eve.post("/api/users/myself/tokens/", {}, format="json").status_code != 429
+
+
+def test_in_redis_a_request_is_remembered_until_its_tenth_is_a_second_ago(
+    settings, redis_url
+) -> None:
+    settings.CACHES = {
+        "default": {
+            "BACKEND": "django.core.cache.backends.redis.RedisCache",
+            "LOCATION": redis_url,
+        }
+    }
+
+    assert Window("one", 1, 1).take() == 0.0
+
+    with redis.Redis.from_url(redis_url) as client:
+        (key,) = client.keys("*one:*")
+        assert client.pttl(key) > 1_100
 
 
 # --- any period, not the clock's ---------------------------------------------------------------
@@ -384,6 +404,22 @@ def test_a_user_may_have_a_quota_of_his_own_and_one_does_not_count_for_others(
         return client.post("/api/uploads/", HTTP_UPLOAD_LENGTH="500", **TUS).status_code
 
     assert [announce(user) for user in (rich, free, poor)] == [201, 201, 409]
+
+
+def test_what_somebody_reports_on_his_own_models_counts(login, settings) -> None:
+    actor = person("actor", actor=True)
+    client = login(actor)
+    model = client.post("/api/models/", form(), format="multipart").json()["model_id"]
+    url, kept = f"/api/models/{model}/metrics/", storage_used(actor)
+    settings.FL_USER_BYTES = kept + 2_000
+    text = {"metric_names": ["a", "b"], "metric_values": ["1.0", "x" * 500]}
+
+    first = client.post(url, text)
+    second = client.post(url, {**text, "metric_names": ["c", "d"]})
+
+    assert (first.status_code, second.status_code) == (201, 409)
+    assert second.json()["code"] == "STORAGE_QUOTA"
+    assert storage_used(actor) == kept + 2 * 512 + 500
 
 
 def test_what_aggregations_and_updates_add_does_not_count() -> None:

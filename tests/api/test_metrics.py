@@ -74,6 +74,45 @@ def test_a_request_has_at_most_a_thousand_metrics(login, way: str) -> None:
     assert not Metric.objects.exists()
 
 
+@pytest.mark.parametrize("way", ["result", "metrics"])
+def test_a_step_keeps_at_most_a_thousand_metrics_of_each_reporter(login, way: str) -> None:
+    running = in_its_test()
+    model, url = running.training.model, f"/api/models/{running.training.model_id}/metrics/"
+    clients = {site: login(user) for site, user in running.sites.items()}
+    before = {f"m{number}": 0.0 for number in range(999)}
+    metrics_record(model=running.now.model, reporter=running.sites["ada"], step=1, metrics=before)
+
+    def send(site: str, metrics: dict[str, float]) -> Any:
+        if way == "metrics":
+            return clients[site].post(url, form(metrics))
+        return result(clients[site], running.task(site, "evaluate"), metrics)
+
+    over = send("ada", {"m0": 1.0, "new": 1.0, "another": 1.0})
+    stored = Metric.objects.filter(model=model, reporter=running.sites["ada"])
+    kept = stored.count(), stored.get(key="m0").value_float
+    full = send("ada", {"m0": 1.0, "new": 1.0})
+    other = send("grace", {"m0": 1.0})
+
+    assert (over.status_code, over.json()["code"]) == (409, "METRICS_FULL")
+    assert kept == (999, 0.0)
+    assert (full.status_code, other.status_code) == (201, 201)
+    assert stored.count() == 1_000
+
+
+def test_a_step_keeps_four_megabytes_that_are_no_numbers(login) -> None:
+    running = scene()
+    client, url = login(running.sites["ada"]), f"/api/models/{running.training.model_id}/metrics/"
+
+    def send(*names: str, size: int = 2**20 - 1) -> int:
+        values = [name * size for name in names]
+        return client.post(url, {"metric_names": names, "metric_values": values}).status_code
+
+    assert [send("a", "b", "c"), send("d")] == [201, 201]
+    assert send("e", size=5) == 409
+    assert send("a", "b") == 201  # in the place of what was there
+    assert send("e", size=4) == 201
+
+
 @pytest.mark.parametrize("name", BAD_NAMES, ids=["surrogate", "nul", "empty", "long"])
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
 def test_a_result_with_a_name_that_can_not_be_stored_is_refused(login, kind, name: str) -> None:

@@ -170,6 +170,7 @@ def test_a_mistyped_field_is_refused_with_the_one_that_was_meant(
     ("field", "value", "said"),
     [
         ("message_endpoint", "site.example.org", "https://site.example.org/hook"),
+        ("message_endpoint", "http://[x", "https://site.example.org/hook"),
         ("username", "Jane Doe", "letters, digits"),
     ],
 )
@@ -182,6 +183,7 @@ def test_what_is_wrong_with_an_account_is_said_in_words(
 
     assert response.status_code == 400
     assert said in response.json()["detail"]
+    assert [error["pointer"] for error in response.json()["errors"]] == [f"/{field}"]
 
 
 def test_other_unknown_fields_are_ignored_as_they_always_were(login, settings) -> None:
@@ -486,6 +488,7 @@ def test_nobody_makes_himself_an_admin(login, settings, field: str) -> None:
     [
         {"password": "123"}, {"password": "ada"}, {"username": ""}, {"username": "a b"},
         {"email": "x"}, {"message_endpoint": "ftp://x"}, {"message_endpoint": "javascript:1"},
+        {"message_endpoint": "http://:80/"}, {"message_endpoint": "http://x:65536/"},
         {"actor": "maybe"}, {"username": "a" * 200},
     ],
     ids=str,

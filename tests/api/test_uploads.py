@@ -20,11 +20,13 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 from safetensors.numpy import save
 
+from fl_server_ai.services import updates
 from fl_server_ai.services.updates import NAMED
 from fl_server_core.exceptions import Conflict, NotFound
 from fl_server_core.models import GlobalModel, LocalModel, Upload
-from fl_server_core.services import parts, uploads
+from fl_server_core.services import parts, rounds, uploads
 from fl_server_core.services.blobs import files_sweep
+from fl_server_core.storage import local_path
 from tests.scenes import Scene, person, scene, weights
 
 pytestmark = pytest.mark.django_db
@@ -447,6 +449,53 @@ def test_housekeeping_leaves_an_upload_alone_that_one_request_sends_for_days(ada
     assert reached == offset(ada, url) == len(DATA)
     left = Upload.objects.get().expires_at - timezone.now()
     assert timedelta(hours=23) < left < timedelta(hours=25)
+
+
+def test_an_upload_that_is_named_after_a_day_is_not_swept_while_it_is_read_or_stored(
+    ada, running: Scene, monkeypatch
+) -> None:
+    url = begin(ada)
+    patch(ada, url, DATA)
+    aged(identity(url), "part")
+    received, accept = updates.update_received, rounds.update_accept
+    swept = []
+
+    def and_swept(work: Any) -> Any:
+        def at_work(*args: Any, **given: Any) -> Any:
+            swept.append(files_sweep())
+            return work(*args, **given)
+
+        return at_work
+
+    monkeypatch.setattr(updates, "update_received", and_swept(received))
+    monkeypatch.setattr(rounds, "update_accept", and_swept(accept))
+    form = {"round": 0, "sample_size": 2, "upload": identity(url)}
+    sent = ada.post(f"/api/models/{running.training.model_id}/", form, format="multipart")
+
+    assert (sent.status_code, swept) == (201, [0, 0])
+    stored = LocalModel.objects.get(pk=sent.json()["update_id"]).blob
+    assert stored is not None
+    with local_path(stored) as path:
+        assert path.read_bytes() == DATA
+
+
+def test_all_that_has_expired_is_forgotten_however_much_it_is(ada, monkeypatch) -> None:
+    monkeypatch.setattr(uploads, "AT_ONCE", 2)
+    owner, now = person("many", client=True), timezone.now()
+
+    def made(number: int, hours: int, **fields: Any) -> list[Upload]:
+        expires = now + timedelta(hours=hours)
+        new = [Upload(owner=owner, length=1, expires_at=expires, **fields) for _ in range(number)]
+        return Upload.objects.bulk_create(new)
+
+    made(5, -1, used_at=now), made(2, -2)
+    going_on, fresh = made(3, -3), made(1, 1)
+    for upload in going_on:
+        parts.Parts(upload.pk).create()
+
+    assert uploads.uploads_delete_expired() == 7
+    assert set(Upload.objects.all()) == {*going_on, *fresh}
+    assert uploads.uploads_delete_expired() == 0
 
 
 def aged(upload: str, kind: str) -> None:

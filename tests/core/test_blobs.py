@@ -1,6 +1,8 @@
 import hashlib
+import os
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.conf import settings
@@ -93,4 +95,27 @@ def test_a_kill_between_rename_and_commit_leaves_no_orphan_for_long() -> None:
     assert files_sweep(older_than=timedelta(0)) == 2
 
     assert files() == {kept.name}
+    assert not list(Path(settings.FL_STAGING_DIR).iterdir())
+
+
+@pytest.mark.parametrize("where", ["staging", "weights"])
+def test_a_file_that_another_process_deletes_meanwhile_stops_no_sweep(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged(b"half an upload"), staged(b"another")
+    make(b"its row was never committed"), make(b"nor was this one's")
+    folder = Path(settings.FL_STAGING_DIR if where == "staging" else weights_storage().location)
+    stat, seen = Path.stat, []
+
+    def and_deleted(self: Path, **given: Any) -> os.stat_result:
+        if self.is_relative_to(folder) and self.suffix:
+            seen.append(self)
+            if len(seen) == 2:
+                self.unlink()
+        return stat(self, **given)
+
+    monkeypatch.setattr(Path, "stat", and_deleted)
+
+    assert files_sweep(older_than=timedelta(0)) == 3
+    assert not files()
     assert not list(Path(settings.FL_STAGING_DIR).iterdir())

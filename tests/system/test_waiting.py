@@ -1,5 +1,6 @@
 """The load test itself: what it makes of its samples, and a small run on a production server."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -9,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.crowd import KEPT, Crowd, Wire
 from benchmarks.waiting import broken
 from benchmarks.watch import Sample, Watch
+from fl_server.front.serving import KEEP_SECONDS
 from tests.system.processes import ROOT, environment
 
 pytestmark = pytest.mark.system
@@ -76,6 +79,54 @@ def test_every_bound_that_is_broken_is_named(others: dict[str, Any], names: list
     assert [said.partition(":")[0] for said in broken(found(**others))] == names
 
 
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnull"
+
+
+@pytest.mark.parametrize(
+    ("rested", "sent", "errors"),
+    [
+        (0.0, 2, {"poll: ConnectionError closed without an answer": 1}),
+        (KEPT - 20.0, 2, {"poll: ConnectionError closed without an answer": 1}),
+        (KEPT, 3, {}),
+    ],
+)
+def test_a_request_without_an_answer_is_an_error_unless_its_connection_had_rested_for_long(
+    tmp_path: Path, rested: float, sent: int, errors: dict[str, int]
+) -> None:
+    """A server that answers the first request of its first connection and hangs up at the second one."""
+    (tmp_path / "model").write_bytes(b"")
+    crowd = Crowd({"url": "", "file": tmp_path / "model", "tokens": [], "sample": 1})
+    requests: list[int] = []
+
+    async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        requests.append(1)
+        writer.write(ANSWER)
+        if len(requests) == 1:
+            await reader.readuntil(b"\r\n\r\n")
+            requests.append(2)
+        writer.close()
+
+    async def asking() -> list[bytes]:
+        async with await asyncio.start_server(served, "127.0.0.1", 0) as server:
+            wire = Wire(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "token")
+            first = await crowd._call(wire, "GET", "/")
+            wire.rests_since -= rested
+            second = await crowd._call(wire, "GET", "/")
+            wire.close()
+            return [first, second]
+
+    answers = asyncio.run(asking())
+
+    assert answers == [b"null", b"" if errors else b"null"]
+    assert dict(crowd.errors) == errors
+    assert len(requests) == sent
+
+
+def test_the_clients_know_how_long_the_server_keeps_a_connection() -> None:
+    assert KEPT == KEEP_SECONDS
+
+
 @pytest.mark.heavy
 def test_sixty_clients_wait_and_twelve_a_round_take_part_without_an_error(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/waiting.py", "--server", "production"]
@@ -89,4 +140,6 @@ def test_sixty_clients_wait_and_twelve_a_round_take_part_without_an_error(tmp_pa
     assert done.returncode == 0, done.stdout + done.stderr
     measured = json.loads((tmp_path / "waiting-production.json").read_text())
     assert measured["errors"] == {}
-    assert measured["everybody knows"]["count"] == 4
+    assert measured["all who are asked next know"]["count"] == 4
+    assert measured["one who is asked next knows"]["count"] == 4 * 12
+    assert measured["a client knows of the end"]["count"] == 60
