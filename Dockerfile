@@ -11,13 +11,14 @@ COPY fl_server_ai fl_server_ai
 COPY fl_server_api fl_server_api
 COPY fl_server fl_server
 COPY fl_client fl_client
-RUN /venv/bin/pip install -c constraints.txt $PIP_ARGS ".[s3]"
+RUN /venv/bin/pip install -c constraints.txt $PIP_ARGS ".[fast,s3]"
 
 FROM python:3.11-slim
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin fl \
     && install -d -o fl -g fl -m 0750 /data
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    DJANGO_SETTINGS_MODULE=fl_server.settings.production FL_DATA_DIR=/data
+    DJANGO_SETTINGS_MODULE=fl_server.settings.production FL_DATA_DIR=/data \
+    NUMBA_CACHE_DIR=/tmp/numba
 COPY --from=build /venv /venv
 WORKDIR /app
 COPY manage.py ./

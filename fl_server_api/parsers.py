@@ -1,4 +1,4 @@
-"""JSON bodies that no database or parser trips over."""
+"""Bodies that no database or parser trips over, and none that is taken for another."""
 
 import json
 from collections.abc import Mapping
@@ -8,9 +8,11 @@ from django.conf import settings
 from rest_framework.exceptions import ParseError
 from rest_framework.parsers import BaseParser, FormParser, MultiPartParser
 
+from fl_server_api.uploads import announced
 from fl_server_core.exceptions import TooLarge
 
-__all__ = ["FormParser", "MultiPartParser", "StrictJSONParser"]
+__all__ = ["FormParser", "StrictJSONParser", "StrictMultiPartParser"]
+AROUND = 8  # bytes of a form without parts, beside its boundary
 
 
 class StrictJSONParser(BaseParser):
@@ -46,3 +48,21 @@ def strict_json(text: str) -> Any:
 
 def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
+
+
+class StrictMultiPartParser(MultiPartParser):
+    """Refuses a body without any part that has a name, which Django takes for an empty form."""
+
+    def parse(
+        self,
+        stream: IO[Any],
+        media_type: str | None = None,
+        parser_context: Mapping[str, Any] | None = None,
+    ) -> Any:
+        parsed = super().parse(stream, media_type, parser_context)
+        request = (parser_context or {})["request"]
+        boundary = request._request.content_params.get("boundary", "")
+        empty = not parsed.data and not parsed.files
+        if empty and announced(request) > len(boundary) + AROUND:
+            raise ParseError("this multipart body has no part with a name: is its boundary right?")
+        return parsed

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SMALL = 2**16  # bodies up to here are read before a thread is used
 PIECE = SHORT  # of an answer, between two looks at the client's pace
 DRAIN_SECONDS = 10.0
+LINGER_SECONDS = 5.0
 PATIENCE = 4  # a reader may be silent so many times longer than a sender: buffers hide his progress
 
 
@@ -149,8 +150,14 @@ class Exchange:
         async with asyncio.timeout(PATIENCE * settings.FL_STALLED_SECONDS):
             await self._send(start)
             if answer.short or self.scope["method"] == "HEAD":
-                await self._send({"type": "http.response.body", "body": answer.body})
-                return
+                body = {"type": "http.response.body", "body": answer.body}
+                await self._send({**body, "more_body": self._lingers})
+                if not self._lingers:
+                    return
+        if self._lingers:
+            await self._linger()
+            await self._send({"type": "http.response.body"})
+            return
         async with self._leaving() as gone:
             await self._send_long(answer, gone)
 
@@ -162,6 +169,18 @@ class Exchange:
                 while self._more and left > 0:
                     left -= len((await self._next())["body"])
         return not self._more
+
+    @property
+    def _lingers(self) -> bool:
+        """Whether the client is still sending what nobody wants."""
+        return self._more and not self._silent
+
+    async def _linger(self) -> None:
+        """Read on after the answer: closing before would reset the connection, and may take the answer back."""
+        with contextlib.suppress(TimeoutError, Gone):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while self._more:
+                    await self._next()
 
     async def _send_long(self, answer: Answer, gone: asyncio.Task[None]) -> None:
         pace = Pace(PATIENCE * settings.FL_STALLED_SECONDS, settings.FL_SLOWEST_TRANSFER)

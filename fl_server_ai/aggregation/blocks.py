@@ -159,9 +159,12 @@ class Source:
             os.close(fd)
 
     @property
-    def is_open(self) -> bool:
-        """Whether single numbers cost no more than a call each."""
-        return self._fd is not None
+    def fd(self) -> int | None:
+        """The open file, which holds the very numbers; None where each read opens it, or works them out.
+
+        With one, single numbers cost no more than a call each.
+        """
+        return self._fd
 
     def read_each(self, offsets: Sequence[int], size: int) -> bytes:
         """`size` bytes from each of the offsets on, one after the other."""

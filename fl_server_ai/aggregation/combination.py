@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fl_server_ai.aggregation.beside import Extras
 from fl_server_ai.aggregation.blocks import FLOATS, Run, Target, UpdateFile
+from fl_server_ai.aggregation.compiled import prepare
 from fl_server_ai.aggregation.crew import Progress, run_all
 from fl_server_ai.aggregation.distances import partial_distances, suffices
 from fl_server_ai.aggregation.dtypes import BUFFER_POLICIES
@@ -91,6 +92,7 @@ class Combination:
 
     def survey(self, device: torch.device, threads: int, share: int = 0, of: int = 1) -> Survey:
         """The pass that the strategy needs before it can weigh; nothing is read where it needs none."""
+        self._prepare(device)
         base, sources = self.files.base, self.files.sources
         gram: dict[int, Tensor] = {}
         found: list[float] = []
@@ -106,6 +108,10 @@ class Combination:
             block = self.inputs.block
             found = largest(base, sources, device, self.floats, threads, block, share, of)
         return Survey(gram, found)
+
+    def _prepare(self, device: torch.device) -> None:
+        if device.type == "cpu":
+            prepare(sum(run.count for run in self.floats) * len(self.files.sources))
 
     def _beside(self, device: torch.device) -> Beside | None:
         name, floats, state = self.strategy.gram_block, self.floats, self.state
@@ -145,6 +151,7 @@ class Combination:
 
         `UpdateChanged` if any file was touched meanwhile.
         """
+        self._prepare(device)
         used = [index for index, weight in enumerate(weights) if weight > 0]
         step = Step(
             self.files,

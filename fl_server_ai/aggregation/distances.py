@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fl_server_ai.aggregation.blocks import Run, Source
+from fl_server_ai.aggregation.compiled import kernels
 from fl_server_ai.aggregation.fold import Folder
 from fl_server_ai.aggregation.gram import STRIPES, Stripe, block_length, by_stripe, stripes
 
@@ -38,9 +39,16 @@ class DistanceWorker:
         That is a Gram matrix as far as distances go: g_ii + g_jj - 2 g_ij is the squared distance.
         """
         n = len(sources)
+        loops = kernels()
         total = torch.zeros(n * (n - 1) // 2, dtype=torch.float64)
         for run, start, count in stripe:
             block = self.folder.matrix(sources, run, start, count)
+            if loops is not None and run.dtype == "F32":
+                squared = torch.zeros_like(total)
+                loops.add_distances(block.numpy(), squared.numpy())
+                if bool(torch.isfinite(squared).all()):
+                    total += squared
+                    continue
             for first in range(0, count, CHUNK):
                 part = block[:, first : first + CHUNK]
                 rows = self._rows[: part.numel()].view(n, -1).copy_(part)

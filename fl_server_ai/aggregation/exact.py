@@ -40,13 +40,13 @@ class Doubt:
     def squares(self, count: int, updates: int, dtype: torch.dtype) -> Tensor:
         """What the squares of the updates' blocks are to be added to."""
         kept = self._squares if dtype == torch.float64 else self._squares.view(torch.float32)
-        return kept[:count].fill_(updates * (8 * UNDERFLOW) ** 2)
+        return kept[:count].fill_(least_squares(updates))
 
     def left_by(
         self, squares: Tensor, mean: Tensor, weights: Sequence[float], dtype: torch.dtype
     ) -> Tensor:
         """Indices, int64, of the means that may have to be rounded otherwise; `squares` is overwritten."""
-        unit = _unit(weights)
+        unit = unit_of(weights)
         count = mean.numel()
         wide, wider, low = self._wide[:count], self._wider[:count], self._narrow[:count]
         high = self._squares.view(torch.float32)[:count]
@@ -58,7 +58,12 @@ class Doubt:
         return _apart(low, high, mean)
 
 
-def _unit(weights: Sequence[float]) -> float:
+def least_squares(updates: int) -> float:
+    """What the sum of squares begins with: as much as may have vanished from it."""
+    return updates * (8 * UNDERFLOW) ** 2
+
+
+def unit_of(weights: Sequence[float]) -> float:
     """What means are off by at most, in units of the root of the squares' sum.
 
     Each partial sum is rounded, by a unit of the sizes in it at most: so a term counts as often as it was added,

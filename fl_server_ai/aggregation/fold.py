@@ -12,12 +12,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fl_server_ai.aggregation.blocks import FLOATS, Run, Source
+from fl_server_ai.aggregation.compiled import descriptors, kernels
 from fl_server_ai.aggregation.double import mean_of_float64
-from fl_server_ai.aggregation.exact import Doubt, exact_products, settled
+from fl_server_ai.aggregation.exact import (
+    Doubt,
+    exact_products,
+    least_squares,
+    settled,
+    unit_of,
+)
 from fl_server_ai.aggregation.pages import room
 from fl_server_ai.aggregation.rounding import narrowed
 from fl_server_ai.aggregation.transfer import Lane, Slot, queue_of
@@ -33,6 +41,7 @@ class Folder:
     def __init__(self, device: torch.device, elements: int, itemsize: int) -> None:
         self.device = device
         self._queue = queue_of(device)
+        self._kernels = kernels() if self._queue is None else None
         nbytes = elements * itemsize
         self._slots: Sequence[Slot] = (
             [Slot(nbytes)] if self._queue is None else [Lane(nbytes, self._queue) for _ in range(2)]
@@ -42,7 +51,8 @@ class Folder:
         with self.on_device():  # memory belongs to the stream on which it was made
             self._sum = torch.empty(elements, dtype=torch.float64, device=device)
             self._wide = torch.empty(elements, dtype=torch.float64, device=device)
-            self._doubt = Doubt(device, elements)
+        self._doubt: Doubt | None = None
+        self._where: Tensor | None = None
         self._store: Tensor | None = None
         self._matrices: dict[tuple[str, int, int], tuple[Tensor, list[memoryview]]] = {}
 
@@ -68,7 +78,8 @@ class Folder:
         """(count,) float64, valid until the next call; not always the float64 that is nearest."""
         if run.dtype == "F64":
             return mean_of_float64(partial(self.blocks, sources, run, start, count), weights)[0]
-        return self._mean(sources, weights, run, start, count)
+        added = self._added(sources, weights, run, start, count)
+        return added[0] if added else self._mean(sources, weights, run, start, count)
 
     def rounded(
         self, sources: Sequence[Source], weights: Sequence[float], run: Run, start: int, count: int
@@ -79,9 +90,13 @@ class Folder:
         if run.dtype == "F64":
             again = partial(self.blocks, sources, run, start, count)
             mean, doubtful = mean_of_float64(again, weights)
+        elif added := self._added(sources, weights, run, start, count, unit_of(weights)):
+            mean, doubtful = added
         else:
             dtype = FLOATS[run.dtype]
             kept = dtype if dtype == torch.float32 else torch.float64
+            if self._doubt is None:
+                self._doubt = Doubt(self.device, self._sum.numel())
             squares = self._doubt.squares(count, len(sources), kept)
             mean = self._mean(sources, weights, run, start, count, squares)
             doubtful = self._doubt.left_by(squares, mean, weights, dtype)
@@ -106,7 +121,7 @@ class Folder:
     def _columns(self, sources: Sequence[Source], run: Run, start: int, where: Tensor) -> Tensor:
         """(updates, numbers) float64 on the host, of a block's numbers at `where`, in rising order."""
         columns = torch.empty((len(sources), where.numel()), dtype=torch.float64)
-        if where.numel() > FEW or not all(source.is_open for source in sources):
+        if where.numel() > FEW or not all(source.fd is not None for source in sources):
             first, last = int(where[0]), int(where[-1])
             blocks = self.blocks(sources, run, start + first, last - first + 1)
             for row, block in zip(columns, blocks, strict=True):
@@ -150,6 +165,36 @@ class Folder:
                 total.add_(wide.mul_(weight))
         return total.div_(math.fsum(weights))
 
+    def _added(
+        self,
+        sources: Sequence[Source],
+        weights: Sequence[float],
+        run: Run,
+        start: int,
+        count: int,
+        unit: float = 0.0,
+    ) -> tuple[Tensor, Tensor] | None:
+        """What `_mean` makes, and with a `unit` what is in doubt, by one compiled loop; None where there is none."""
+        if self._kernels is None or run.dtype != "F32" or len(sources) == 1:
+            return None
+        files = descriptors(sources)
+        if files is None:
+            return None
+        if self._where is None:
+            self._where = torch.empty(self._sum.numel(), dtype=torch.int64)
+        mean, where = self._sum[:count], self._where
+        found = self._kernels.add_up(
+            files,
+            run.offset + start * run.itemsize,
+            np.array(weights, dtype=np.float64),
+            math.fsum(weights),
+            unit,
+            least_squares(len(sources)),
+            mean.numpy(),
+            where.numpy(),
+        )
+        return None if found < 0 else (mean, where[:found])  # torch's way says whose file it is
+
     def rows(self, sources: Sequence[Source], run: Run, start: int, count: int) -> Tensor:
         """(updates, count) in the run's dtype."""
         rows = torch.empty((len(sources), count), dtype=FLOATS[run.dtype], device=self.device)
@@ -170,6 +215,11 @@ class Folder:
             lines = [] if self._queue else [line.numpy().data for line in flat.view(key[1], -1)]
             self._matrices[key] = flat.view(FLOATS[run.dtype]).view(key[1], count), lines
         rows, lines = self._matrices[key]
+        files = descriptors(sources) if self._kernels else None
+        if self._kernels and files is not None:
+            raw = rows.view(torch.uint8).numpy()
+            if self._kernels.read_rows(files, run.offset + start * run.itemsize, raw) == len(raw):
+                return rows
         for line, source in zip(lines, sources, strict=False):  # straight to its place
             source.read_into(line, run.offset + start * run.itemsize)
         if not lines:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fl_server_ai.aggregation.ranking import Comparison
 
 NETWORK = 32  # updates; beyond, sorting is faster
+COMPILED = 400  # the same where the network is compiled
 _kept = threading.local()
 INTEGERS = {1: "char", 2: "short", 4: "int", 8: "long"}
 
@@ -31,11 +32,15 @@ def ranked(rows: "Tensor", first: int, last: int) -> "Tensor":
         there: Tensor = _turn(_turn(rows.view(whole)).sort(dim=0).values[first:last])
         return there.view(rows.dtype)
     # Not at the top: strategies are listed by processes that load neither torch nor NumPy.
-    from fl_server_ai.aggregation.ranking import by_network, by_sorting
+    from fl_server_ai.aggregation.compiled import kernels
+    from fl_server_ai.aggregation.ranking import as_array, by_network, by_sorting
 
     result = _room(rows, last - first)
     keys, target = rows.view(whole).numpy(), result.view(whole).numpy()
-    if len(rows) <= NETWORK:
+    loops = kernels()
+    if loops is not None and len(rows) <= COMPILED:
+        loops.rank(keys, as_array(network(len(rows), first, last)), first, target)
+    elif len(rows) <= NETWORK:
         floats = rows.element_size() in (4, 8)  # NumPy compares halves one by one
         by_network(keys, target, network(len(rows), first, last), first, floats)
     else:
@@ -102,11 +107,13 @@ def mean_of(values: "Tensor") -> "Tensor":
 def _mean(values: "Tensor") -> "Tensor":
     """Added one row after the other."""
     if not values.is_cuda:
+        from fl_server_ai.aggregation.compiled import kernels
         from fl_server_ai.aggregation.ranking import mean_over
 
         wide = values if values.element_size() >= 4 else values.float()
         mean: Tensor = values.new_empty(values.shape[1:], dtype=wide[:0].double().dtype)
-        mean_over(wide.numpy(), mean.numpy())
+        loops = kernels()
+        (mean_over if loops is None else loops.mean_over)(wide.numpy(), mean.numpy())
         return mean
     total = values[0].double().clone()
     for row in values[1:]:

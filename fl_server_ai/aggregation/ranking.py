@@ -7,6 +7,7 @@ would, and where the result has any, the integers are asked.
 
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,12 @@ def turn(keys: Array) -> None:
     np.right_shift(keys, bits - 1, out=flips)
     np.bitwise_and(flips, 2 ** (bits - 1) - 1, out=flips)
     np.bitwise_xor(keys, flips, out=keys)
+
+
+@lru_cache(maxsize=32)
+def as_array(comparisons: tuple[Comparison, ...]) -> npt.NDArray[np.int32]:
+    """(m, 2): which rows are compared, for loops that keep both ends."""
+    return np.array([pair[:2] for pair in comparisons], dtype=np.int32).reshape(-1, 2)
 
 
 def by_network(

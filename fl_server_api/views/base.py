@@ -10,7 +10,7 @@ from rest_framework.views import APIView
 
 from fl_server_api.compression import ACCEPTED, unpack
 from fl_server_api.errors import UpgradeRequired
-from fl_server_api.parsers import FormParser, MultiPartParser, StrictJSONParser
+from fl_server_api.parsers import FormParser, StrictJSONParser, StrictMultiPartParser
 from fl_server_api.serializers.common import ErrorOutput
 from fl_server_api.throttling import Rate
 from fl_server_api.transfers import admit
@@ -22,7 +22,7 @@ MIN_PROTOCOL = 1
 class View(APIView):
     """Checks what can be known before the body is read."""
 
-    parser_classes = [StrictJSONParser, FormParser, MultiPartParser]
+    parser_classes = [StrictJSONParser, FormParser, StrictMultiPartParser]
     rates: ClassVar[Mapping[str, Rate]] = {}  # by method
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:

@@ -13,8 +13,11 @@ from safetensors.torch import load_file
 
 from fl_server_ai.aggregation import STRATEGIES, fold
 from fl_server_ai.aggregation.engine import aggregate
+from tests.ai.loops import loops
 from tests.ai.test_aggregation import FLOAT_DTYPES, average, exact_mean, write
 
+__all__ = ["loops"]
+pytestmark = pytest.mark.usefixtures("loops")
 BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 SIZES = [60_000, 1, 77, 2**20 - 1, 3, 999_983]
 

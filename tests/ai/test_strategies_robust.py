@@ -12,7 +12,11 @@ from fl_server_ai.aggregation import order
 from fl_server_ai.aggregation.distances import FEW
 from fl_server_ai.aggregation.order import mean_of, ranked
 from fl_server_core.exceptions import AggregationException
+from tests.ai.loops import loops
 from tests.ai.strategy_files import Array, Lab, cloud
+
+__all__ = ["loops"]
+pytestmark = pytest.mark.usefixtures("loops")
 
 # Copied from the project's shared test vectors: inputs, sample sizes, options, result, tolerance.
 FIVE = [[1.0, 10.0], [2.0, -3.0], [4.0, 0.0], [100.0, 1.0], [-50.0, 2.5]]

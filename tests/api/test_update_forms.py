@@ -18,7 +18,7 @@ from fl_server_ai.trainer.tasks import process_trainer_task
 from fl_server_core.exceptions import Invalid
 from fl_server_core.models import Blob, LocalModel, Task, TrainerEvent
 from fl_server_core.storage import local_path, weights_storage
-from tests.scenes import Arrays, Scene, scene, weights
+from tests.scenes import Arrays, Scene, person, scene, weights
 
 pytestmark = pytest.mark.django_db
 W, B, N = "layer.weight", "layer.bias", "steps"
@@ -586,3 +586,18 @@ def test_no_ensembles_of_what_is_no_model(method: str) -> None:
         scene(started=False, method=method, uncertainty="ENSEMBLE")
 
     assert refusal.value.error_code == "NO_MODELS"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"--b\r\nFalse--b--", b"{}", b"--c\r\n\r\n1\r\n--c--\r\n", b"--b\r\n\r\nno name\r\n--b--"],
+)
+def test_a_multipart_body_without_a_named_part_is_not_an_empty_form(login, body: bytes) -> None:
+    client, path = login(person("ada", actor=True)), "/api/users/myself/tokens/"
+    kind = "multipart/form-data; boundary=b"
+
+    answer = client.post(path, body, content_type=kind)
+    empty = client.post(path, b"--b--\r\n", content_type=kind)
+
+    assert (answer.status_code, answer.json()["code"]) == (400, "PARSE_ERROR"), answer.content
+    assert empty.status_code == 201

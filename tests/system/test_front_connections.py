@@ -17,6 +17,7 @@ from fl_server.embedded.web import Web
 from fl_server.front import app, exchange, protocol
 from fl_server.front.answers import SHORT
 from fl_server.front.protocol import PIPELINED
+from fl_server_api.draining import DRAINED
 from fl_server_api.stopping import STOP
 from tests.lines import ENOUGH, Line
 from tests.system.processes import until
@@ -210,6 +211,32 @@ def test_who_leaves_a_last_answer_unread_is_not_waited_for(monkeypatch: pytest.M
         until(lambda: connection(web).transport.is_closing(), "the last answer", ENOUGH)
 
         gone(web)
+    web.close()
+
+
+def refuse(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """Reads nothing of a body."""
+    start_response("507 Insufficient Storage", [])
+    return [b"the disk is full"]
+
+
+def test_who_is_still_sending_can_read_the_refusal_before_the_line_is_closed() -> None:
+    web = opened(refuse)
+    with socket.create_connection(("127.0.0.1", web.port), timeout=ENOUGH) as line:
+        line.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
+        line.sendall(bytes(DRAINED + 2**20))
+
+        said = line.recv(2**16)
+        line.sendall(
+            bytes(2**20)
+        )  # a line that was closed with bytes unread would be reset by that
+        line.shutdown(socket.SHUT_WR)
+        while more := line.recv(2**16):
+            said += more
+
+    assert said.startswith(b"HTTP/1.1 507 ")
+    assert b"connection: close" in said
+    assert said.endswith(b"the disk is full")
     web.close()
 
 
