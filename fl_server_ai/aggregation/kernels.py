@@ -23,7 +23,7 @@ BESIDE = 4  # updates that are added at a time
 LINE = 256  # columns that a network sorts at a time
 CHUNK = 1024  # columns of which distances are taken at a time
 
-_pread = types.ExternalFunction(
+_pread: Any = types.ExternalFunction(
     "pread", types.intp(types.intc, types.uintp, types.uintp, types.int64)
 )
 
