@@ -1,6 +1,7 @@
 """An accepted update whose file disappears or changes: noticed by digest, and the round handled by its policy."""
 
 import os
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -238,9 +239,11 @@ def disturb(
     def strike() -> None:
         monkeypatch.setattr(Source, "read_into", real)
         monkeypatch.setattr(Source, "__init__", init)
-        harm(path)
+        if first.acquire(blocking=False):  # of all threads
+            harm(path)
 
     real, init = Source.read_into, Source.__init__
+    first = threading.Lock()
     a_moment_later(path)
     if late:
         monkeypatch.setattr(Source, "read_into", read_into)
