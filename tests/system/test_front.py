@@ -15,8 +15,9 @@ from urllib.parse import urlencode
 
 import numpy as np
 import pytest
+from django.conf import settings as django_settings
 from django.core.files.uploadedfile import SimpleUploadedFile
-from django.test.client import encode_multipart
+from django.test.client import Client, encode_multipart
 from safetensors.numpy import save
 
 from fl_server.embedded.web import Web
@@ -407,6 +408,52 @@ def test_strangers_are_refused_before_their_body_is_read(served: Served) -> None
         assert line.ended()
 
 
+def test_who_is_known_by_a_session_is_refused_before_his_body_is_read_too(
+    served: Served, settings: Any
+) -> None:
+    settings.FL_STALLED_SECONDS = 2  # a body that is asked for does not come
+    settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+    settings.FL_RATE_UPLOADS = (3, 86_400)
+    told = scene("ada")
+    user = person("eve", actor=True, is_staff=True, storage_bytes=9)
+    browser = Client()
+    browser.force_login(user)
+    session = browser.cookies[django_settings.SESSION_COOKIE_NAME].value
+    head = {
+        "Cookie": f"sessionid={session}; csrftoken={'x' * 32}",
+        "X_CSRFToken": "x" * 32,
+        "Content_Type": "multipart/form-data; boundary=B",
+        "Expect": "100-continue",
+    }
+
+    def refused(path: str, size: int, **headers: str) -> tuple[int, str]:
+        with served.line() as line:
+            line.ask("POST", path, **{**head, "Content_Length": str(size), **headers})
+            answer = line.told()
+            return answer.status, answer.json["code"]
+
+    assert refused("/api/models/", 10**12) == (413, "TOO_LARGE")
+    assert refused("/api/models/", 10**6) == (409, "STORAGE_QUOTA")
+    assert refused(f"/api/models/{told.training.model_id}/", 10**6) == (404, "NOT_FOUND")
+    assert refused("/api/models/", 10**6, X_CSRFToken="y" * 32) == (403, "CSRF")
+    assert refused("/api/models/", 10**6) == (409, "STORAGE_QUOTA")
+    assert refused("/api/models/", 10**6) == (429, "THROTTLED")
+
+
+def test_nobody_sends_more_files_to_a_page_than_may_be_kept(served: Served, settings: Any) -> None:
+    settings.FL_STALLED_SECONDS = 2
+    browser = Client()
+    browser.force_login(person("eve", is_staff=True))
+    session = browser.cookies[django_settings.SESSION_COOKIE_NAME].value
+    how = {"Content_Type": "multipart/form-data; boundary=B", "Content_Length": str(10**12)}
+
+    with served.line() as line:
+        cookies = f"sessionid={session}; csrftoken={'x' * 32}"
+        line.ask("POST", "/admin/", **how, Cookie=cookies, Expect="100-continue")
+
+        assert line.told().status == 400
+
+
 def test_bodies_without_a_length_may_be_small(served: Served, settings: Any) -> None:
     settings.FL_OPEN_REGISTRATION = True
     body = json.dumps({"username": "ada", "password": "a long pass phrase"}).encode()
@@ -671,8 +718,7 @@ def test_of_a_body_that_breaks_off_pieces_are_given_and_what_is_wanted_whole_is_
         body._put(b"x" * 100_000)
         body.end(OSError("the client has gone"))
         with pytest.raises(OSError, match="gone"):
-            while True:
-                found.append(len(body.read(size)))
+            found.extend(len(data) for data in iter(lambda: body.read(size), b""))
         return found
 
     assert asyncio.run(read(PIECE)) == [PIECE, 100_000 - PIECE]
