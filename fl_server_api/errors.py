@@ -32,6 +32,7 @@ STATUS: dict[type[domain.DomainError], int] = {
     domain.TooLarge: 413,
     domain.UnknownContainer: 415,
     domain.Unusable: 422,
+    domain.TooManyQuestions: 429,
     domain.ChecksumMismatch: 460,
     domain.Unavailable: 503,
     domain.OutOfSpace: 507,

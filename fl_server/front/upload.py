@@ -11,7 +11,9 @@ from fl_server.front.pace import Pace
 
 BLOCK = 2**20  # what a thread is woken for
 AHEAD = 2 * BLOCK  # bytes held before the client has to wait
-PIECE = 2**16  # more is asked for by who wants it whole, as every body that is read through this class is
+PIECE = (
+    2**16
+)  # more is asked for by who wants it whole, as every body that is read through this class is
 LINE = 2**12
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 
