@@ -13,7 +13,7 @@ from drf_spectacular.authentication import SessionScheme as SpectacularSessionSc
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from rest_framework import authentication
 from rest_framework.authentication import BaseAuthentication, get_authorization_header
-from rest_framework.exceptions import AuthenticationFailed
+from rest_framework.exceptions import AuthenticationFailed, PermissionDenied
 from rest_framework.request import Request
 
 from fl_server_api.guessing import Guesses
@@ -117,6 +117,11 @@ class SessionAuthentication(authentication.SessionAuthentication):
             if method == "POST":
                 django.method = "PUT"  # checked alike, but Django looks for a field in a POST alone
             super().enforce_csrf(request)
+        except PermissionDenied as error:
+            said = (
+                f"{error.detail} Send the cookie's value in the header X-CSRFToken, or use a token."
+            )
+            raise PermissionDenied(said, code="CSRF") from error
         finally:
             django.method = method
 

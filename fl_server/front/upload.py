@@ -11,9 +11,7 @@ from fl_server.front.pace import Pace
 
 BLOCK = 2**20  # what a thread is woken for
 AHEAD = 2 * BLOCK  # bytes held before the client has to wait
-PIECE = (
-    2**16
-)  # more is asked for by who wants it whole, as every body that is read through this class is
+PIECE = 2**16  # who asks for more wants it whole: a body that comes this way is longer
 LINE = 2**12
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 

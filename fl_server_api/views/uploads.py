@@ -33,7 +33,7 @@ VERSION = "1.0.0"
 MEDIA_TYPE = "application/offset+octet-stream"
 ALGORITHMS = ("sha1", "sha256")
 EXTENSIONS = "creation,checksum,expiration,termination"
-BLOCK = 2**16  # what a broken line costs at most
+BLOCK = 2**16  # what a broken line costs at most; the front gives larger ones whole or not at all
 NUMBER = re.compile(r"\d{1,18}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
