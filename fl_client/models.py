@@ -93,7 +93,12 @@ class Models:
         with tempfile.TemporaryDirectory() as folder:
             files = _input_files(folder, model_input=inputs, calibration_input=calibration_input)
             answer: dict[str, Any] = self._transport.json(
-                "POST", "inference/", form=form, files=files, read_timeout=300.0
+                "POST",
+                "inference/",
+                form=form,
+                files=files,
+                key=str(uuid.uuid4()),
+                read_timeout=300.0,
             )
         while "inference" not in answer:
             if time.monotonic() > ends:

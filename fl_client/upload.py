@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import logging
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ class _Sender:
         self._note = path.with_name(path.name + ".upload")
         self._size = path.stat().st_size
         self._reached = 0
+        self._begun = uuid.uuid4().hex  # an announcement is sent again as the same
 
     def push(self) -> str:
         """Send what is missing and return the upload's id.
@@ -88,11 +90,12 @@ class _Sender:
 
     def forget(self) -> None:
         self._note.unlink(missing_ok=True)
+        self._begun = uuid.uuid4().hex
 
     def _goes_on(self, error: FLError) -> bool:
         """Whether a refusal only means that this attempt is over; forgets an upload that is gone."""
         if isinstance(error, NotFound) or error.code in {"DIGEST_MISMATCH", "TOO_LARGE"}:
-            known = self._note.exists()
+            known = self._note.exists() or error.code == "UPLOAD_GONE"
             self.forget()  # the next attempt begins with the first byte
             return known
         if isinstance(error, Conflict):
@@ -117,7 +120,11 @@ class _Sender:
     def _create(self) -> str:
         digest = sha256_of(self._path)
         told = base64.b64encode(digest.encode()).decode()
-        headers = {"Upload-Length": str(self._size), "Upload-Metadata": f"sha256 {told}"}
+        headers = {
+            "Upload-Length": str(self._size),
+            "Upload-Metadata": f"sha256 {told}",
+            "Idempotency-Key": f"{self._begun}-{digest}",
+        }
         url = str(self._ask("POST", "uploads/", headers)["Location"])
         partial = self._note.with_name(self._note.name + ".tmp")
         partial.write_text(json.dumps({"url": url, "size": self._size, "sha256": digest}))

@@ -9,9 +9,11 @@ from typing import Any
 from django.contrib.auth import authenticate
 from django.db.models import Q
 from django.utils import timezone
+from drf_spectacular.authentication import SessionScheme as SpectacularSessionScheme
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
+from rest_framework import authentication
 from rest_framework.authentication import BaseAuthentication, get_authorization_header
-from rest_framework.exceptions import AuthenticationFailed
+from rest_framework.exceptions import AuthenticationFailed, PermissionDenied
 from rest_framework.request import Request
 
 from fl_server_api.guessing import Guesses
@@ -99,6 +101,35 @@ class BasicAuthentication(BaseAuthentication):
 
     def authenticate_header(self, request: Request) -> str:
         return 'Basic realm="fl-server"'
+
+
+class SessionAuthentication(authentication.SessionAuthentication):
+    """The admin's session. The CSRF token is read from its header only.
+
+    A field of a form would do for Django too, but to look for it is to read the whole body, before
+    anybody has asked whether it may be sent.
+    """
+
+    def enforce_csrf(self, request: Request) -> None:
+        django = request._request
+        method = django.method
+        try:
+            if method == "POST":
+                django.method = "PUT"  # checked alike, but Django looks for a field in a POST alone
+            super().enforce_csrf(request)
+        except PermissionDenied as error:
+            said = (
+                f"{error.detail} Send the cookie's value in the header X-CSRFToken, or use a token."
+            )
+            raise PermissionDenied(said, code="CSRF") from error
+        finally:
+            django.method = method
+
+
+class SessionScheme(SpectacularSessionScheme):  # type: ignore[no-untyped-call]
+    """How the OpenAPI document describes the session."""
+
+    target_class = "fl_server_api.auth.SessionAuthentication"
 
 
 class TokenScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]

@@ -47,8 +47,8 @@ def send(request: Request, path: Path, *, etag: str, size: int, filename: str) -
     """The file, a part of it (206), nothing new (304), or no such part (416). It may be unlinked meanwhile."""
     quoted = f'"{etag}"'
     headers = {"ETag": quoted, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"}
-    known = [tag.strip() for tag in request.headers.get("If-None-Match", "").split(",")]
-    if quoted in known:
+    known = request.headers.get("If-None-Match", "").split(",")
+    if {quoted, "*"} & {tag.strip().removeprefix("W/") for tag in known}:
         return HttpResponse(status=304, headers=headers)
     wanted = _range(request, quoted, size)
     if wanted == (0, 0) and size:

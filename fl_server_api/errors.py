@@ -32,6 +32,7 @@ STATUS: dict[type[domain.DomainError], int] = {
     domain.TooLarge: 413,
     domain.UnknownContainer: 415,
     domain.Unusable: 422,
+    domain.TooManyQuestions: 429,
     domain.ChecksumMismatch: 460,
     domain.Unavailable: 503,
     domain.OutOfSpace: 507,
@@ -119,8 +120,6 @@ def _api(error: exceptions.APIException) -> tuple[int, dict[str, Any], dict[str,
         headers["Retry-After"] = str(max(1, math.ceil(error.wait)))  # type: ignore[attr-defined]
     code = error.get_codes()
     own = isinstance(code, str) and code.isupper()
-    if str(error.detail).startswith("CSRF Failed"):  # DRF's session authentication
-        code, own = "CSRF", True
     body = {
         "detail": str(error.detail),
         "code": code if own else CODES.get(error.status_code, "ERROR"),

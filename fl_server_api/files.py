@@ -19,7 +19,8 @@ from fl_server_core.services.uploads import Taken, upload_taken, upload_used
 def refuse_over_quota(request: Request) -> None:
     """Raise `Conflict` (STORAGE_QUOTA) for a body that the caller has no room for, before it is read.
 
-    What is asked again is answered as before.
+    What is asked again is answered as before. Whether it is the same is known once it is read: until then another body
+    is in staging, as that of an update that will be refused is.
     """
     if not known(request):
         storage_check(user=caller(request), size=announced(request))

@@ -28,17 +28,21 @@ def create_once(
 
 
 def once(
-    request: Request, act: Callable[[], Mapping[str, Any]], *, secret: frozenset[str] = frozenset()
+    request: Request,
+    act: Callable[[], Mapping[str, Any]],
+    *,
+    secret: frozenset[str] = frozenset(),
+    asked: Mapping[str, Any] | None = None,
 ) -> Mapping[str, Any]:
     """What `act` says, or said when the request came first: with a key, it and its memory commit together.
 
-    The same key with another body is a `Conflict`.
+    The same key with another body is a `Conflict`; `asked` is what counts where that is not in the body.
     """
     named = _named(request)
     if named is None:
         return act()
     user, scope, key = named
-    digest, *former = _body_digests(request)
+    digest, *former = _digests(request.data if asked is None else asked)
     with transaction.atomic():
         try:
             with transaction.atomic():
@@ -71,7 +75,7 @@ def answered_before(request: Request) -> Response | None:
     row = IdempotencyKey.objects.filter(scope=named[1], key=named[2]).first()
     if row is None:
         return None
-    return Response(_again(row, set(_body_digests(request))), status=row.status)
+    return Response(_again(row, set(_digests(request.data))), status=row.status)
 
 
 def _named(request: Request) -> tuple[User | None, str, str] | None:
@@ -98,9 +102,8 @@ def _again(row: IdempotencyKey, digests: set[str]) -> Mapping[str, Any]:
     return answer
 
 
-def _body_digests(request: Request) -> list[str]:
-    """Of the body, under today's secret and former ones: without it nobody can guess at a password."""
-    data = request.data
+def _digests(data: Any) -> list[str]:
+    """Of what was asked, under today's secret and former ones: without it nobody can guess at a password."""
     fields = dict(data.lists()) if hasattr(data, "lists") else data
     text = json.dumps(
         fields, sort_keys=True, default=lambda v: v.sha256 if isinstance(v, StagedFile) else str(v)

@@ -80,6 +80,8 @@ class StagingUploadHandler(FileUploadHandler):
             self.most = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
             if content_length > self.most:
                 raise RequestDataTooBig("strangers send no files")
+        if content_length > self.most + FORM_OVERHEAD:  # pages have no `refuse_large`
+            raise RequestDataTooBig(f"a body may have {self.most:,} bytes")
         if content_length > QUICK:
             connection_release()  # the body may take hours
 

@@ -60,6 +60,12 @@ class DuplicateUpdate(Conflict):
     code = "DUPLICATE"
 
 
+class TooManyQuestions(DomainError):
+    """So many of the caller's questions wait already; that passes without anybody's doing (429)."""
+
+    code = "TOO_MANY_QUESTIONS"
+
+
 class TooLarge(DomainError):
     """Over a documented limit (413)."""
 

@@ -1,6 +1,7 @@
 """A large body on its way: the event loop fills it, a thread reads it, and neither runs far ahead."""
 
 import asyncio
+import sys
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -10,6 +11,7 @@ from fl_server.front.pace import Pace
 
 BLOCK = 2**20  # what a thread is woken for
 AHEAD = 2 * BLOCK  # bytes held before the client has to wait
+PIECE = 2**16  # who asks for more wants it whole: a body that comes this way is longer
 LINE = 2**12
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 
@@ -33,15 +35,24 @@ class Upload:
 
     # --- the thread's side ---
 
-    def read(self, size: int = -1) -> bytes:
-        """`size` bytes, fewer at the end or if that is more than is held at a time; all if negative."""
-        if size < 0:
-            return b"".join(iter(lambda: self.read(BLOCK), b""))
-        return b"".join(self._take(size)) if size else b""
+    def read(self, size: int | None = -1) -> bytes:
+        """`size` bytes, fewer at the end; all if None or negative.
 
-    def readline(self, size: int = -1) -> bytes:
-        """Up to and with the next line feed."""
-        limit = size if size >= 0 else BLOCK
+        Where the client is lost before: a read of `PIECE` or less gives what has come, so that an upload can go
+        on there, and the next one raises. A larger one raises: a form that is cut off would pass for a whole one.
+        """
+        if size is not None and 0 <= size <= PIECE:
+            return b"".join(self._take(size)) if size else b""
+        left = sys.maxsize if size is None or size < 0 else size
+        taken: list[memoryview] = []
+        while left and (some := self._take(left)):
+            taken += some
+            left -= sum(map(len, some))
+        return b"".join(taken)
+
+    def readline(self, size: int | None = -1) -> bytes:
+        """Up to and with the next line feed, at most 1 MiB: Django asks for lines only to throw them away."""
+        limit = BLOCK if size is None or size < 0 else min(size, BLOCK)
         line = b""
         while piece := self.read(min(LINE, limit - len(line))):
             end = piece.find(b"\n") + 1 or len(piece)

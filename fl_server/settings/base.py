@@ -355,7 +355,7 @@ REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
         "fl_server_api.auth.TokenAuthentication",
         "fl_server_api.auth.BasicAuthentication",
-        "rest_framework.authentication.SessionAuthentication",
+        "fl_server_api.auth.SessionAuthentication",
     ],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],

@@ -25,7 +25,7 @@ from fl_server_ai.uncertainty import Kind as Draws
 from fl_server_ai.uncertainty.options import CommonOptions, merge_options
 from fl_server_core.commits import unsynced
 from fl_server_core.connections import connection_release
-from fl_server_core.exceptions import Conflict, Invalid, NotFound, Unusable
+from fl_server_core.exceptions import Invalid, NotFound, TooManyQuestions, Unusable
 from fl_server_core.lifecycle import EventState
 from fl_server_core.models import Blob, GlobalModel, InferenceJob, LocalModel, Training, User
 from fl_server_core.models.inference import JobKind
@@ -43,6 +43,7 @@ UPLOAD = (
     "POST models/"
 )
 ENDED = (EventState.DONE, EventState.FAILED)
+RETRY_SECONDS = 5
 SOON = 0.25  # seconds; who waits longer does so without a connection
 FIRST_PAUSE, LONGEST_PAUSE, LATE_PAUSE = 0.01, 0.05, 0.5
 
@@ -191,9 +192,9 @@ def inference_ask(
         given.append(replace(calibration, name=CALIBRATION))
     waiting = InferenceJob.objects.filter(user=user).exclude(state__in=ENDED).count()
     if waiting >= settings.FL_INFERENCE_QUEUE:
-        raise Conflict(
+        raise TooManyQuestions(
             f"{waiting} of your questions wait for an answer; ask again when some have one",
-            code="TOO_MANY_QUESTIONS",
+            retry_after=RETRY_SECONDS,
         )
     # Within another transaction, such as a remembered key's, the row will be durable: so must be its file.
     data, file = put(packed([*given, *more]), synced=connection.in_atomic_block)

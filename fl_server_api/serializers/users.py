@@ -128,6 +128,7 @@ class TokenOutput(serializers.ModelSerializer[ApiToken]):
 
 
 class TokenSecret(serializers.Serializer[Any]):
+    id = serializers.IntegerField()
     token = serializers.CharField()
 
 

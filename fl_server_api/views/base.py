@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from django.conf import settings
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import Serializer
@@ -32,6 +33,7 @@ class View(APIView):
                 f"protocol {protocol} is no longer spoken here; update to {MIN_PROTOCOL} or newer"
             )
         unpack(request)
+        refuse_large(request, settings.FL_MAX_MODEL_BYTES)  # whoever it is
         super().initial(request, *args, **kwargs)
         rate = self.rates.get(request.method or "")
         if rate is not None:

@@ -15,10 +15,11 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from fl_server_api.auth import caller
+from fl_server_api.idempotency import once
 from fl_server_api.serializers.uploads import UploadOutput
 from fl_server_api.throttling import PIECES, UPLOADS
 from fl_server_api.views.base import View, answers
-from fl_server_core.exceptions import Invalid, UnknownContainer
+from fl_server_core.exceptions import Invalid, NotFound, UnknownContainer
 from fl_server_core.models import Upload
 from fl_server_core.selectors import get_visible, uploads_visible_to
 from fl_server_core.services.uploads import (
@@ -32,7 +33,7 @@ VERSION = "1.0.0"
 MEDIA_TYPE = "application/offset+octet-stream"
 ALGORITHMS = ("sha1", "sha256")
 EXTENSIONS = "creation,checksum,expiration,termination"
-BLOCK = 2**16  # what a broken line costs at most
+BLOCK = 2**16  # what a broken line costs at most; the front gives larger ones whole or not at all
 NUMBER = re.compile(r"\d{1,18}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -106,17 +107,28 @@ class UploadsView(TusView):
                 required=False,
             ),
         ],
-        responses=answers({201: UploadOutput}, 400, 409, 412, 507),
+        responses=answers({201: UploadOutput}, 400, 404, 409, 412, 507),
     )
     def post(self, request: Request) -> Response:
-        """Announce a file; then send its bytes with PATCH to `Location`."""
-        metadata = request.headers.get("Upload-Metadata", "")
-        upload = upload_create(
-            owner=caller(request),
-            length=_number(request, "Upload-Length"),
-            sha256=_sha256(metadata),
-            metadata=metadata,
-        )
+        """Announce a file; then send its bytes with PATCH to `Location`.
+
+        With the same `Idempotency-Key` it is announced once; 404 (UPLOAD_GONE) when that one was deleted.
+        """
+        user, metadata = caller(request), request.headers.get("Upload-Metadata", "")
+        length, sha256 = _number(request, "Upload-Length"), _sha256(metadata)
+
+        def act() -> dict[str, str]:
+            made = upload_create(owner=user, length=length, sha256=sha256, metadata=metadata)
+            return {"id": str(made.pk)}
+
+        asked = {"length": length, "metadata": metadata}
+        made = once(request, act, asked=asked)["id"]
+        upload = uploads_visible_to(user).filter(pk=made).first()
+        if upload is None:
+            raise NotFound(
+                "the upload of this Idempotency-Key is gone; announce the file with a new key",
+                code="UPLOAD_GONE",
+            )
         headers = {"Location": f"/api/uploads/{upload.pk}/", **_expiry(upload)}
         return Response(UploadOutput(upload).data, status=201, headers=headers)
 

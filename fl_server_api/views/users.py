@@ -11,7 +11,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from fl_server_api.auth import caller
-from fl_server_api.idempotency import create_once
+from fl_server_api.idempotency import create_once, once
 from fl_server_api.listing import listed, parameters
 from fl_server_api.serializers.trainings import TrainingOutput
 from fl_server_api.serializers.users import (
@@ -37,7 +37,13 @@ from fl_server_core.selectors import (
     users_visible_to,
     with_gaps,
 )
-from fl_server_core.services.tokens import token_issue, token_revoke, webhook_secret
+from fl_server_core.services.tokens import (
+    token_create,
+    token_issue,
+    token_rekey,
+    token_revoke,
+    webhook_secret,
+)
 from fl_server_core.services.users import user_prepare, user_register
 
 USER_FILTERS = {"username": "username"}
@@ -155,13 +161,22 @@ class TokensView(View):
     @extend_schema(
         operation_id="tokens_create",
         request=TokenInput,
-        responses=answers({201: TokenSecret}, 400, 415),
+        responses=answers({201: TokenSecret}, 400, 409, 415),
     )
     def post(self, request: Request) -> Response:
-        """Make a token; its key is shown this once."""
+        """Make a token; its key is shown this once.
+
+        Asked again with the same `Idempotency-Key`, because the answer was lost, the same token gets another key.
+        """
         body = parsed(TokenInput, request)
-        key = token_issue(user=caller(request), label=body["label"], days=body.get("days"))
-        return Response({"token": key}, status=201)
+
+        def act() -> dict[str, Any]:
+            token, key = token_create(user=caller(request), **body)
+            return {"id": token.pk, "token": key}
+
+        made = once(request, act, secret=frozenset({"token"}))
+        key = made["token"] if "token" in made else token_rekey(pk=made["id"])
+        return Response({"id": made["id"], "token": key}, status=201)
 
 
 class TokenView(View):

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.db.models import Q
 from django.utils import timezone
 
-from fl_server_core.exceptions import DomainError
+from fl_server_core.exceptions import Conflict, DomainError
 from fl_server_core.models import ApiToken, User
 
 KEY_LENGTH = 40  # hexadecimal digits, as existing clients expect
@@ -29,17 +29,37 @@ def keyed_digest(purpose: str, text: str, secret: str | bytes | None = None) -> 
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
 
-def token_issue(*, user: User, label: str = "", days: int | None = None) -> str:
-    """Make a token and return its key, for the only time."""
+def token_create(*, user: User, label: str = "", days: int | None = None) -> tuple[ApiToken, str]:
+    """Make a token; its key is returned for the only time."""
     key = secrets.token_hex(KEY_LENGTH // 2)
     days = settings.FL_TOKEN_DAYS if days is None else days
-    ApiToken.objects.create(
+    token = ApiToken.objects.create(
         user=user,
         label=label,
         prefix=key[:8],
         digest=keyed_digest("token", key),
         expires_at=timezone.now() + timedelta(days=days) if days else None,
     )
+    return token, key
+
+
+def token_issue(*, user: User, label: str = "", days: int | None = None) -> str:
+    """`token_create`, where only the key is wanted."""
+    return token_create(user=user, label=label, days=days)[1]
+
+
+def token_rekey(*, pk: int) -> str:
+    """Another key for a token whose key nobody has heard; the former one is unknown from now on.
+
+    `Conflict` (TOKEN_USED) if it has been used, and so was heard, or was revoked.
+    """
+    key = secrets.token_hex(KEY_LENGTH // 2)
+    unheard = ApiToken.objects.filter(pk=pk, last_used_at=None, revoked_at=None)
+    if not unheard.update(prefix=key[:8], digest=keyed_digest("token", key)):
+        raise Conflict(
+            f"token {pk} has been used or revoked since it was made; make another, with a new Idempotency-Key",
+            code="TOKEN_USED",
+        )
     return key
 
 

@@ -110,7 +110,8 @@ def upload_append(
             code="OFFSET_MISMATCH",
             offset=found,
         )
-    Upload.objects.filter(pk=upload.pk).update(expires_at=timezone.now() + KEPT)
+    upload.expires_at = timezone.now() + KEPT
+    Upload.objects.filter(pk=upload.pk).update(expires_at=upload.expires_at)
     connection_release()  # the bytes may take hours
     with parts.writing() as write, around("upload.append"):
         if checksum is None:

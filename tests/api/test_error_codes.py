@@ -228,7 +228,7 @@ def retry_without_sites(desk: Desk) -> Any:
     return desk.client(running.actor).post(f"/api/trainings/{running.training.pk}/retry/")
 
 
-@provokes(409, "TOO_MANY_QUESTIONS")
+@provokes(429, "TOO_MANY_QUESTIONS")
 def one_question_too_many(desk: Desk) -> Any:
     desk.settings.FL_INFERENCE_QUEUE = 1
     client = desk.anybody()

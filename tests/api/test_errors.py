@@ -111,13 +111,17 @@ def test_a_post_to_a_mistyped_address_is_told_the_right_one(path: str, meant: st
     )
 
 
-def test_a_session_without_its_csrf_token_is_told_so_as_json() -> None:
+@pytest.mark.parametrize("kind", ["json", "x-www-form-urlencoded"])
+def test_a_session_without_its_csrf_header_is_told_so_as_json(kind: str) -> None:
     browser = Client(enforce_csrf_checks=True)
     browser.force_login(person("ada", actor=True))
+    browser.cookies["csrftoken"] = "x" * 32
+    body = f"csrfmiddlewaretoken={'x' * 32}"  # where Django, too, would look in a form
 
-    response = browser.post("/api/trainings/", {}, content_type="application/json")
+    response = browser.post("/api/trainings/", body, content_type=f"application/{kind}")
 
     assert (response.status_code, response.json()["code"]) == (403, "CSRF")
+    assert "X-CSRFToken" in response.json()["detail"]
 
 
 def test_what_django_itself_refuses_for_csrf_is_json_below_the_api_and_a_page_elsewhere(rf) -> None:

@@ -563,10 +563,11 @@ def test_one_user_cannot_fill_the_queue(client, login, settings) -> None:
     model = upload(client)
     body = {"model_id": model, "model_input": INPUT}
 
-    statuses = [client.post("/api/inference/", body).status_code for _ in range(3)]
+    *_, refused = answers = [client.post("/api/inference/", body) for _ in range(3)]
     run_inference(InferenceJob.objects.latest("created_at").pk)
 
-    assert statuses == [202, 202, 409]
+    assert [answer.status_code for answer in answers] == [202, 202, 429]
+    assert refused["Retry-After"] == str(refused.json()["retry_after"]) == "5"
     assert client.post("/api/inference/", body).status_code == 202
 
 

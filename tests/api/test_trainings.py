@@ -10,7 +10,8 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from fl_server_ai.services.models import model_upload
-from fl_server_core.models import IdempotencyKey, Training, User
+from fl_server_core.models import ApiToken, IdempotencyKey, Training, User
+from fl_server_core.services.tokens import BadToken, token_user
 from tests.scenes import Scene, person, scene, staged
 
 pytestmark = pytest.mark.django_db
@@ -534,6 +535,29 @@ def test_tokens_are_listed_without_keys_and_revoked_at_once(login) -> None:
     assert revoked.status_code == 204
     assert key not in str(rows)
     assert other.get("/api/users/myself/").json()["code"] == "TOKEN_REVOKED"
+
+
+def test_a_token_whose_answer_was_lost_gets_another_key_and_none_that_lives_is_unknown(
+    login,
+) -> None:
+    client = login(person("ada"))
+
+    def ask(label: str = "laptop") -> Any:
+        path, key = "/api/users/myself/tokens/", {"HTTP_IDEMPOTENCY_KEY": "k"}
+        return client.post(path, {"label": label}, **key)
+
+    lost, heard = ask().json(), ask().json()
+    remembered = IdempotencyKey.objects.get()
+
+    assert lost["id"] == heard["id"] == ApiToken.objects.get(label="laptop").pk
+    assert remembered.answer == {"id": heard["id"]}
+    with pytest.raises(BadToken):
+        token_user(key=lost["token"])
+    assert token_user(key=heard["token"]).username == "ada"
+    used, other = ask(), ask("phone")
+    assert (used.status_code, used.json()["code"]) == (409, "TOKEN_USED")
+    assert other.json()["code"] == "IDEMPOTENCY_MISMATCH"
+    assert token_user(key=heard["token"]).username == "ada"
 
 
 def test_who_makes_a_group_is_in_it_and_others_do_not_see_it(login) -> None:

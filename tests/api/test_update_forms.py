@@ -599,5 +599,5 @@ def test_a_multipart_body_without_a_named_part_is_not_an_empty_form(login, body:
     answer = client.post(path, body, content_type=kind)
     empty = client.post(path, b"--b--\r\n", content_type=kind)
 
-    assert (answer.status_code, answer.json()["code"]) == (400, "PARSE_ERROR"), answer.content
+    assert (answer.status_code, answer.json()["code"]) == (400, "INVALID"), answer.content
     assert empty.status_code == 201

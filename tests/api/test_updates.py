@@ -169,13 +169,17 @@ def test_downloads_can_be_conditional_and_partial(login) -> None:
     path = f"/api/models/{running.training.model_id}/"
     whole, data = download(client, path)
 
-    known, nothing = download(client, path, HTTP_IF_NONE_MATCH=whole["ETag"])
+    tag = whole["ETag"]
+    matching = [tag, f'"old", {tag}', f"W/{tag}", "*"]  # RFC 9110, 13.1.2: compared weakly
+    nothing = [download(client, path, HTTP_IF_NONE_MATCH=tags) for tags in matching]
+    other, anew = download(client, path, HTTP_IF_NONE_MATCH='W/"old"')
     part, middle = download(client, path, HTTP_RANGE="bytes=5-9")
     tail, end = download(client, path, HTTP_RANGE="bytes=-7")
     stale, all_of_it = download(client, path, HTTP_RANGE="bytes=5-9", HTTP_IF_RANGE='"old"')
     beyond, _ = download(client, path, HTTP_RANGE=f"bytes={len(data)}-")
 
-    assert (known.status_code, nothing) == (304, b"")
+    assert [(known.status_code, sent) for known, sent in nothing] == [(304, b"")] * len(matching)
+    assert (other.status_code, anew) == (200, data)
     assert (part.status_code, middle) == (206, data[5:10])
     assert part["Content-Range"] == f"bytes 5-9/{len(data)}"
     assert (tail.status_code, end) == (206, data[-7:])

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +318,32 @@ def test_a_file_that_the_disk_could_not_take_is_refused_when_it_is_announced(ada
 
     assert (answer.status_code, answer.json()["code"]) == (507, "OUT_OF_SPACE")
     assert not Upload.objects.exists()
+
+
+def test_an_announcement_that_is_sent_again_is_one_upload_while_that_is_there(ada) -> None:
+    key = {"HTTP_IDEMPOTENCY_KEY": "k"}
+
+    first, again = announce(ada, **key), announce(ada, **key)
+    another = announce(ada, len(DATA) + 1, **key)
+    ada.delete(first["Location"], **TUS)
+    gone = announce(ada, **key)
+
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert first["Location"] == again["Location"]
+    assert first["Upload-Expires"] == again["Upload-Expires"]
+    assert (another.status_code, another.json()["code"]) == (409, "IDEMPOTENCY_MISMATCH")
+    assert (gone.status_code, gone.json()["code"]) == (404, "UPLOAD_GONE")
+    assert not Upload.objects.exists()
+
+
+def test_each_piece_puts_the_end_off_and_its_answer_says_so(ada) -> None:
+    url = begin(ada)
+    Upload.objects.update(expires_at=timezone.now() + timedelta(hours=1))
+
+    told = parsedate_to_datetime(patch(ada, url, DATA[:10])["Upload-Expires"])
+
+    assert told > timezone.now() + timedelta(hours=23)
+    assert told == Upload.objects.get().expires_at.replace(microsecond=0)
 
 
 WRONG: dict[str, tuple[dict[str, Any], int, str]] = {

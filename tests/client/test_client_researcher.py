@@ -131,6 +131,18 @@ def test_an_image_is_asked_with_until_there_is_an_answer(
     }  # fmt: skip
 
 
+def test_a_question_that_is_one_too_many_waits_and_is_asked_once(
+    fl: Connection, server: FakeServer
+) -> None:
+    server.routes["POST", "/api/inference/"] = lambda asked: Reply(body={"inference": [0]})
+    server.faults["/api/inference/"] = [refusal(429, "TOO_MANY_QUESTIONS", Retry_After="0")]
+
+    fl.models.ask("m", [[1.0]])
+
+    first, second = (asked.headers["Idempotency-Key"] for asked in server.asked)
+    assert first == second
+
+
 @pytest.mark.parametrize(
     ("inputs", "dtype"),
     [([[0.5, 1.0]], np.float32), ([[1, 2]], np.int64), (np.zeros((1, 2)), np.float64)],

@@ -108,6 +108,22 @@ def test_what_has_moved_waits_for_a_server_that_is_started_again(
     assert sum(pauses(way)) > 30
 
 
+def test_an_announcement_whose_answer_was_lost_is_repeated_as_the_same(
+    way: Transport, server: FakeServer, path: Path
+) -> None:
+    Tus(server, piece=len(DATA))
+    server.routes["POST", "/api/models/m/"] = lambda asked: Reply(201, {})
+    server.faults["/api/uploads/"] = [
+        refusal(502, "LOST"),
+        refusal(404, "UPLOAD_GONE"),
+    ]
+
+    send_file(way, "models/m/", FORM, path)
+
+    lost, gone, new = (asked.headers["Idempotency-Key"] for asked in server.seen("/api/uploads/"))
+    assert lost == gone != new
+
+
 def test_a_server_that_never_answers_is_given_up_on_soon(
     way: Transport, server: FakeServer, path: Path
 ) -> None:

@@ -7,20 +7,24 @@ import json
 import select
 import socket
 import threading
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
+from django.conf import settings as django_settings
 from django.core.files.uploadedfile import SimpleUploadedFile
-from django.test.client import encode_multipart
+from django.test.client import Client, encode_multipart
 from safetensors.numpy import save
 
 from fl_server.embedded.web import Web
 from fl_server.front import protocol
 from fl_server.front.app import SLOW, Front
-from fl_server.front.upload import Upload
+from fl_server.front.pace import Pace
+from fl_server.front.upload import AHEAD, BLOCK, PIECE, Upload
 from fl_server_ai.notifications import wakeups
 from fl_server_ai.services import updates, watching
 from fl_server_ai.services.places import EACH, POLLS
@@ -404,6 +408,52 @@ def test_strangers_are_refused_before_their_body_is_read(served: Served) -> None
         assert line.ended()
 
 
+def test_who_is_known_by_a_session_is_refused_before_his_body_is_read_too(
+    served: Served, settings: Any
+) -> None:
+    settings.FL_STALLED_SECONDS = 2  # a body that is asked for does not come
+    settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+    settings.FL_RATE_UPLOADS = (3, 86_400)
+    told = scene("ada")
+    user = person("eve", actor=True, is_staff=True, storage_bytes=9)
+    browser = Client()
+    browser.force_login(user)
+    session = browser.cookies[django_settings.SESSION_COOKIE_NAME].value
+    head = {
+        "Cookie": f"sessionid={session}; csrftoken={'x' * 32}",
+        "X_CSRFToken": "x" * 32,
+        "Content_Type": "multipart/form-data; boundary=B",
+        "Expect": "100-continue",
+    }
+
+    def refused(path: str, size: int, **headers: str) -> tuple[int, str]:
+        with served.line() as line:
+            line.ask("POST", path, **{**head, "Content_Length": str(size), **headers})
+            answer = line.told()
+            return answer.status, answer.json["code"]
+
+    assert refused("/api/models/", 10**12) == (413, "TOO_LARGE")
+    assert refused("/api/models/", 10**6) == (409, "STORAGE_QUOTA")
+    assert refused(f"/api/models/{told.training.model_id}/", 10**6) == (404, "NOT_FOUND")
+    assert refused("/api/models/", 10**6, X_CSRFToken="y" * 32) == (403, "CSRF")
+    assert refused("/api/models/", 10**6) == (409, "STORAGE_QUOTA")
+    assert refused("/api/models/", 10**6) == (429, "THROTTLED")
+
+
+def test_nobody_sends_more_files_to_a_page_than_may_be_kept(served: Served, settings: Any) -> None:
+    settings.FL_STALLED_SECONDS = 2
+    browser = Client()
+    browser.force_login(person("eve", is_staff=True))
+    session = browser.cookies[django_settings.SESSION_COOKIE_NAME].value
+    how = {"Content_Type": "multipart/form-data; boundary=B", "Content_Length": str(10**12)}
+
+    with served.line() as line:
+        cookies = f"sessionid={session}; csrftoken={'x' * 32}"
+        line.ask("POST", "/admin/", **how, Cookie=cookies, Expect="100-continue")
+
+        assert line.told().status == 400
+
+
 def test_bodies_without_a_length_may_be_small(served: Served, settings: Any) -> None:
     settings.FL_OPEN_REGISTRATION = True
     body = json.dumps({"username": "ada", "password": "a long pass phrase"}).encode()
@@ -588,6 +638,102 @@ def test_a_path_is_taken_byte_by_byte(served: Served) -> None:
 
     for path in ("/api/models/%FF%FE/", "/api/users/a%2Fb/", "/api/nowhere%00/"):
         assert served.get(path, token).status == 404
+
+
+def test_a_large_body_of_json_or_of_a_form_arrives_whole_or_is_refused(
+    served: Served, settings: Any
+) -> None:
+    settings.FL_OPEN_REGISTRATION = True
+    fields = {"password": "a long pass phrase", "actor": True}
+    said = {"json": json.dumps, "x-www-form-urlencoded": urlencode}
+
+    def post(kind: str, size: int, **headers: Any) -> Told:
+        start = {"filling": "x" * size, "username": kind[:4]}
+        body = said[kind]({**start, **fields}).encode()
+        how = {"Content_Type": f"application/{kind}", "Content_Length": len(body)}
+        with served.line() as line:
+            line.ask("POST", "/api/users/", body, **how)
+            return line.told()
+
+    answers = [post("json", 3 * 2**20), post("x-www-form-urlencoded", 2 * 2**20)]
+    too_large = post("json", 5 * 2**20)
+
+    assert [told.status for told in answers] == [201, 201], answers
+    assert User.objects.filter(actor=True).count() == 2
+    assert (too_large.status, too_large.json["code"]) == (413, "TOO_LARGE")
+
+
+def test_json_over_the_limit_is_too_large_for_who_may_send_files_too(served: Served) -> None:
+    size = 5 * 2**20
+    with served.line(token_issue(user=person("ada", actor=True))) as line:
+        how = {"Content_Type": "application/json", "Content_Length": size}
+        line.ask("POST", "/api/groups/", b'{"name": "' + b"x" * (size - 12) + b'"}', **how)
+        told = line.told()
+
+    assert (told.status, told.json["code"]) == (413, "TOO_LARGE")
+
+
+def test_a_form_that_its_client_did_not_end_is_not_taken_for_a_whole_one(
+    served: Served, settings: Any
+) -> None:
+    settings.FL_OPEN_REGISTRATION = True
+    form = {"Content_Type": "application/x-www-form-urlencoded", "Content_Length": "200000"}
+    line = served.line()
+
+    line.ask("POST", "/api/users/", b"username=ada&password=a+long+pass+phrase&x=", **form)
+    line.say(b"x" * 100_000)
+    until(lambda: served.front.bodies.taken() == 1, "the form")
+    line.close()
+    until(lambda: served.front.bodies.taken() == 0, "its end")
+
+    assert not User.objects.exists()
+
+
+@pytest.mark.parametrize("size", [-1, None, 3 * 2**20 - 1, 3 * 2**20 + 1])
+def test_a_body_is_read_as_far_as_asked_while_it_comes(size: int | None) -> None:
+    data = bytes(range(256)) * (3 * 2**12)
+
+    async def read() -> bytes:
+        messages = deque(
+            {"body": data[start : start + 10**5], "more_body": start + 10**5 < len(data)}
+            for start in range(0, len(data), 10**5)
+        )
+
+        async def receive() -> dict[str, Any]:
+            assert body._held < AHEAD
+            return messages.popleft()
+
+        body = Upload(lambda: True)
+        filling = asyncio.create_task(body.fill(receive, Pace(ENOUGH, 0)))
+        found = await asyncio.to_thread(body.read, size)
+        filling.cancel()
+        return found
+
+    assert asyncio.run(read()) == data[: None if size == -1 else size]
+
+
+def test_of_a_body_that_breaks_off_pieces_are_given_and_what_is_wanted_whole_is_not() -> None:
+    async def read(size: int) -> list[int]:
+        body, found = Upload(lambda: True), []
+        body._put(b"x" * 100_000)
+        body.end(OSError("the client has gone"))
+        with pytest.raises(OSError, match="gone"):
+            found.extend(len(data) for data in iter(lambda: body.read(size), b""))
+        return found
+
+    assert asyncio.run(read(PIECE)) == [PIECE, 100_000 - PIECE]
+    assert asyncio.run(read(PIECE + 1)) == [PIECE + 1]
+    assert asyncio.run(read(200_000)) == []
+
+
+def test_lines_of_a_body_end_at_a_line_feed_or_after_a_mebibyte() -> None:
+    async def lines() -> list[int]:
+        body = Upload(lambda: True)
+        body._put(b"a\n" + b"x" * (BLOCK + 9) + b"\nend")
+        body.end()
+        return [len(line) for line in iter(lambda: body.readline(10**9), b"")]
+
+    assert asyncio.run(lines()) == [2, BLOCK, 10, 3]
 
 
 def test_a_body_that_comes_byte_by_byte_is_held_in_few_pieces() -> None:
