@@ -5,10 +5,10 @@ from fl_server.wsgi import application as wsgi  # sets Django up, which the othe
 # isort: split
 from fl_server.front.app import front
 from fl_server.front.parent import end_with_parent
-from fl_server.front.serving import few_arenas, load_views, many_files
+from fl_server.front.serving import frugal_malloc, load_views, many_files
 
 end_with_parent()
-few_arenas()
+frugal_malloc()
 many_files()
 load_views()
 application = front(wsgi)

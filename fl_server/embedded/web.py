@@ -10,7 +10,7 @@ from uvicorn import Server
 
 from fl_server.embedded.tls import Certificates
 from fl_server.front.app import Front
-from fl_server.front.serving import configured, few_arenas, listener, load_views, many_files
+from fl_server.front.serving import configured, frugal_malloc, listener, load_views, many_files
 
 STOP_SECONDS = 2
 
@@ -40,7 +40,7 @@ class Web:
 
     def open(self) -> None:
         """Bind and answer. `OSError` if the address can't be had."""
-        few_arenas()
+        frugal_malloc()
         many_files()
         self._socket = listener(*self._bind)
         self.port = int(self._socket.getsockname()[1])

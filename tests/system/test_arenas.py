@@ -3,12 +3,12 @@
 import subprocess
 import sys
 
-PROGRAM = """
+ARENAS = """
 import ctypes, sys, threading
 
-if sys.argv[1] == "few":
-    from fl_server.front.serving import few_arenas
-    few_arenas()
+if sys.argv[1] == "frugal":
+    from fl_server.front.serving import frugal_malloc
+    frugal_malloc()
 together = threading.Barrier(30)
 
 def work():
@@ -29,10 +29,43 @@ libc.fflush(out)
 
 def arenas(how: str) -> int:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True
+        [sys.executable, "-c", ARENAS, how], capture_output=True, text=True, check=True
     )
     return done.stdout.count("<heap nr=")
 
 
+LARGE = """
+import ctypes, sys
+
+if sys.argv[1] == "frugal":
+    from fl_server.front.serving import frugal_malloc
+    frugal_malloc()
+
+
+class Found(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+
+mallinfo = ctypes.CDLL(None).mallinfo2
+mallinfo.restype = Found
+bytes(300_000)  # freed at once
+before = mallinfo().hblkhd
+kept = bytes(200_000)
+print(mallinfo().hblkhd - before)
+"""
+
+
+def mapped(how: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, how], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+def test_large_blocks_have_memory_of_their_own_whatever_was_freed_before() -> None:
+    assert mapped("frugal") >= 200_000 > mapped("as they come")
+
+
 def test_threads_of_the_web_share_two_arenas() -> None:
-    assert arenas("few") <= 2 < arenas("as they come")
+    assert arenas("frugal") <= 2 < arenas("as they come")
