@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.combining.inputs import Level, updates
 from benchmarks.combining.serve import Answer, serve, timed
-from fl_server_ai.aggregation import STRATEGIES, UpdateMeta
+from fl_server_ai.aggregation import STRATEGIES, UpdateMeta, compiled
 from fl_server_ai.aggregation.blocks import Draft
 from fl_server_ai.aggregation.engine import UpdateFile, aggregate
 
@@ -66,6 +66,7 @@ def axpy(n: int, p: int, threads: int) -> Answer:
 
 def main() -> None:
     torch.ones(200_000).add_(torch.ones(200_000), alpha=2)
+    compiled.prepare(compiled.WORTH)  # a process does this once
     serve({"combine": combine, "axpy": axpy})
 
 
