@@ -16,6 +16,7 @@ FAR = 1e30  # where extras end: their sums over updates and rounds still fit int
 class UpdateMeta:
     """What is known of an update besides its tensors; `participant` is unique within a round.
 
+    It is the id of who sent the update; in daisy chains, whose models several have trained, some other name.
     `extras` are the numbers that came with it, by name without `extra.`; `largest` is the largest
     |update - base| of all float numbers, where the strategy `needs_largest`; infinity if any is none.
     """
@@ -123,6 +124,9 @@ class Strategy(Generic[OptionsT]):
     by_number: ClassVar[bool] = False
     needs_steps: ClassVar[bool] = False  # updates without `num_steps` are refused
     needs_largest: ClassVar[bool] = False
+    # Whether `meta.participant` must be the id of who sent the update: in a daisy chain it is none,
+    # a model has been trained by several there.
+    knows_participants: ClassVar[bool] = False
     # Whether weights that are all zero mean that the model stays as it is, and not an error.
     may_keep: ClassVar[bool] = False
 

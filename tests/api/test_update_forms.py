@@ -571,8 +571,8 @@ def test_float8_masks_are_zeros_and_ones_too(login, dtype) -> None:
     assert own.result()["q"].float().tolist() == [1.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("method", ["SCAFFOLD", "FedSGD", "FedNova", "FedPM", "qFedAvg"])
-def test_no_chains_of_what_is_no_model(method: str) -> None:
+@pytest.mark.parametrize("method", ["SCAFFOLD", "FedSGD", "FedNova", "FedPM", "qFedAvg", "FLTrust"])
+def test_no_chains_of_what_is_no_model_or_must_be_somebodys(method: str) -> None:
     with pytest.raises(Invalid) as refusal:
         scene(started=False, method=method, daisy_chain_period=2)
 
