@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OptionsT = TypeVar("OptionsT")
+# Namespaces that no extra may have: of encodings, and of what may come.
+RESERVED = frozenset({"enc", "fl", "server"})
 FAR = 1e30  # where extras end: their sums over updates and rounds still fit into a float32
 
 
@@ -34,8 +36,9 @@ class UpdateMeta:
 class Extra:
     """What clients send beside the weights, under `extra.<name>` in the same file.
 
-    `name` is `<namespace>.<name>`. Per tensor it is a vector as long as the float numbers of the model,
-    sent as `extra.<name>.<tensor>` in the tensor's shape; tensors that are not sent are zero. Else a number.
+    `name` is `<namespace>.<name>` of letters, digits, `_` and `-`, in no namespace of `RESERVED`. Per tensor it is a
+    vector as long as the float numbers of the model, sent as `extra.<name>.<tensor>` in the tensor's shape; tensors
+    that are not sent are zero. Else a number.
     An update with a number below `minimum` or above `maximum`, 1e30 either way if None, is refused (EXTRA_RANGE).
     """
 

@@ -103,6 +103,20 @@ class BadExtra(Good):
         return (Extra("loss", "x", required=False),)
 
 
+class ReservedExtra(Good):
+    """Its extra is in a namespace that is the server's."""
+
+    def extras(self) -> tuple[Extra, ...]:
+        return (Extra("fl.loss", "x", required=False),)
+
+
+class ReservedWithOptions(Good):
+    """With some options only."""
+
+    def extras(self) -> tuple[Extra, ...]:
+        return (Extra("enc.loss", "x", required=False),) if self.options.share == 1 else ()
+
+
 @dataclass(frozen=True)
 class Picky:
     share: float = field(default=0.5, metadata={"ge": 0.0, "le": 1.0, "doc": "x"})
@@ -384,7 +398,7 @@ class Pairs(Good):
 
 
 BREAKS: dict[str, list[type[Strategy[Any]]]] = {
-    "description": [BadPaper, ThawedOptions, NoDefault, NoTexts, BadExtra],
+    "description": [BadPaper, ThawedOptions, NoDefault, NoTexts, BadExtra, ReservedExtra],
     "bad options": [CrashingOptions, TakesAnything],
     "check hook": [CheckWrites, CheckRaises, CheckWithoutReason, CheckReshapes, CheckDivides],
     "instances": [OnTheClass],
@@ -443,6 +457,9 @@ def test_each_check_is_known_to_fail() -> None:
 def test_options_are_those_that_are_asked_for(tmp_path: Path) -> None:
     with pytest.raises(Broken, match="ZeroDivisionError"):
         conformance(DividesByOption, "permutation", tmp_path, {"share": 0})
+    conformance(ReservedWithOptions, "description", tmp_path)
+    with pytest.raises(Broken, match="'enc', which is reserved"):
+        conformance(ReservedWithOptions, "description", tmp_path, {"share": 1})
 
 
 def test_the_table_says_what_is_broken_and_fails() -> None:
