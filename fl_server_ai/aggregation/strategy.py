@@ -123,7 +123,8 @@ class Strategy(Generic[OptionsT]):
     # State blocks that clients get with their next task, by the names that they have there.
     shared: ClassVar[Mapping[str, str]] = MappingProxyType({})
     takes: ClassVar[str] = "weights"  # or "gradient", or "mask": zeros and ones
-    # Each number is combined for itself, so updates may leave some out; else they count as a whole.
+    # Each number is combined for itself, so updates may leave some out; else they count as a whole. `reduce`
+    # then gets the rows of those who sent a tensor: fewer than `fewest()`, perhaps one.
     by_number: ClassVar[bool] = False
     needs_steps: ClassVar[bool] = False  # updates without `num_steps` are refused
     needs_largest: ClassVar[bool] = False
