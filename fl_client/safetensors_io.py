@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fl_client.arrays import BFloat16, dtype_name, is_torch
 from fl_client.errors import BrokenFile
 
 NUMPY_DTYPES = {
@@ -152,7 +153,7 @@ def _size(code: str) -> int:
 def _code(name: str, value: Any) -> str:
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         raise TypeError(f"{name!r} is a {type(value).__name__}, not an array")
-    dtype = getattr(value.dtype, "name", None) or str(value.dtype).removeprefix("torch.")
+    dtype = dtype_name(value)
     if dtype not in _CODES:
         raise TypeError(f"{name!r} has dtype {dtype}, which safetensors cannot hold")
     return _CODES[dtype]
@@ -165,14 +166,9 @@ def _bytes(value: Any) -> memoryview:
         from fl_client.torch_support import raw_bytes
 
         return raw_bytes(value).data
-    array = np.asarray(value, order="C")
+    array = np.asarray(value.bits if isinstance(value, BFloat16) else value, order="C")
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return little.reshape(-1).view(np.uint8).data
-
-
-def is_torch(value: object) -> bool:
-    """Whether this is a torch tensor, found out without importing torch."""
-    return type(value).__module__.partition(".")[0] == "torch"
 
 
 def _torch_tensor(raw: Any, dtype: str, shape: list[int], name: str) -> Any:

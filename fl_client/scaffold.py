@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fl_client.arrays import array_of, floats_of
 from fl_client.client import Context
 from fl_client.memory import Memory
 from fl_client.statistics import is_statistic
@@ -10,7 +11,7 @@ from fl_client.statistics import is_statistic
 if TYPE_CHECKING:
     import numpy as np
 
-    Arrays = Mapping[str, np.ndarray[Any, Any]]
+    Arrays = Mapping[str, Any]
     Own = dict[str, np.ndarray[Any, Any]]
 
 CHANGE = "dc."
@@ -21,6 +22,7 @@ class Scaffold:
 
     In `Client.fit`: add `correction` (c - c_k, by tensor name) to each gradient before the step; after the
     last one `dc = scaffold.finish(start, end, lr_sum)`, and return `FitResult(..., extras={"scaffold.dc": dc})`.
+    Weights may be torch tensors; of dtypes that NumPy lacks (bfloat16) the correction is float32.
     Where a round is worked on again, or the server did not take it, c_k is as it was before. Where it did and then
     did not use it, the server's c lacks that change: it is taken back here too, as soon as a task says so.
     Running means and variances have none: their correction is zero.
@@ -32,18 +34,22 @@ class Scaffold:
         self._memory, self._round = Memory(context, "scaffold"), int(context.task["round"])
         mine, self._pending = _remembered(self._memory)
         servers = context.extras.get("scaffold.c", {})
-        floats = {name: value for name, value in start.items() if value.dtype.kind == "f"}
+        floats = {
+            name: numbers
+            for name, value in start.items()
+            if (numbers := floats_of(value)) is not None
+        }
         self._mine = {
-            name: mine.get(name, np.zeros(value.shape, "f8" if value.dtype == "f8" else "f4"))
-            for name, value in floats.items()
+            name: mine.get(name, np.zeros(numbers.shape, numbers.dtype))
+            for name, numbers in floats.items()
             if not is_statistic(name)
         }
         self._servers = {name: servers.get(name, mine * 0) for name, mine in self._mine.items()}
         self.correction: dict[str, np.ndarray[Any, Any]] = {
-            name: (self._servers[name] - self._mine[name]).astype(value.dtype)
+            name: (self._servers[name] - self._mine[name]).astype(array_of(start[name]).dtype)
             if name in self._mine
-            else np.zeros_like(value)
-            for name, value in floats.items()
+            else np.zeros_like(array_of(start[name]))
+            for name in floats
         }
 
     def finish(
@@ -61,7 +67,7 @@ class Scaffold:
         for name, servers in self._servers.items():
             if name not in end:
                 continue
-            way = np.asarray(start[name], np.float64) - np.asarray(end[name], np.float64)
+            way = array_of(start[name]).astype(np.float64) - array_of(end[name])
             change = (way / lr_sum - servers).astype(self._mine[name].dtype)
             changes[name] = change
             kept[name] = self._mine[name] + change

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fl_client.arrays import floats_of
 from fl_client.client import SwagResult
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ class SwagCollector:
         self.steps += 1
         kept: dict[str, np.ndarray[Any, Any]] = {}
         for name, value in weights.items():
-            array = _floats(value)
-            if array is None:
+            numbers = floats_of(value)
+            if numbers is None:
                 continue
+            array = numbers.astype("float64")
             for means, now in ((self._first, array), (self._second, array * array)):
                 mean = means.setdefault(name, now * 0.0)
                 mean += (now - mean) / self.steps
@@ -61,15 +63,3 @@ class SwagCollector:
             for row, kept in zip(found[name], self._last, strict=True):
                 row[...] = kept[name] - mean
         return found
-
-
-def _floats(value: Any) -> np.ndarray[Any, Any] | None:
-    import numpy as np  # not needed by those who collect no moments
-
-    if hasattr(value, "detach"):  # a torch tensor; bfloat16 has no NumPy dtype
-        value = value.detach().cpu()
-        if not value.is_floating_point():
-            return None
-        value = value.double().numpy()
-    array = np.asarray(value)
-    return array.astype(np.float64) if array.dtype.kind == "f" else None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fl_client.arrays import BFloat16, array_of, floats_of, is_torch
 from fl_client.client import (
     Client,
     Context,
@@ -19,7 +20,7 @@ from fl_client.errors import Conflict, FLError, Stopped, is_settled
 from fl_client.journal import Entry, Journal
 from fl_client.memory import forget_round
 from fl_client.personal import together
-from fl_client.safetensors_io import is_torch, load, save
+from fl_client.safetensors_io import load, save
 from fl_client.transport import Transport
 from fl_client.upload import send_file
 
@@ -345,9 +346,7 @@ def _fitting(
             shape, dtype = given[name]
             if _shape(value) != shape:
                 raise ValueError(f"{name!r} must keep its shape {shape}, not {_shape(value)}")
-            if not is_torch(value) and not is_torch_dtype(dtype) and value.dtype != dtype:
-                # NumPy computes in float64 unasked; widths may change, kinds may not.
-                value = value.astype(dtype, casting="same_kind")
+            value = _cast(value, dtype)
         update[name] = value
     return update
 
@@ -357,6 +356,15 @@ def _sent(name: str, config: Mapping[str, Any]) -> bool:
     if name.startswith("extra.enc."):
         name = name.split(".", 3)[3]
     return name.startswith("extra.") or together(name, config)
+
+
+def _cast(value: Any, dtype: Any) -> Any:
+    """NumPy computes in float64 unasked; widths may change, kinds may not. What is torch's stays as it is."""
+    if is_torch(value) or value.dtype == dtype:
+        return value
+    if str(dtype) == "torch.bfloat16" and floats_of(value) is not None:
+        return BFloat16(value)
+    return value if is_torch_dtype(dtype) else array_of(value).astype(dtype, casting="same_kind")
 
 
 def is_torch_dtype(dtype: object) -> bool:

@@ -1,12 +1,16 @@
 """Whether a plug-in's class can be a strategy at all: it can be made, described and offered."""
 
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from fl_server_ai.aggregation.options import parse_options, schema
-from fl_server_ai.aggregation.strategy import Strategy
+from fl_server_ai.aggregation.strategy import RESERVED, Extra, Strategy
 from fl_server_core.exceptions import Invalid
+
+EXTRA_NAME = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 
 class UnfitStrategy(Exception):
@@ -29,10 +33,25 @@ def check_fit(name: str, kind: type[Any]) -> None:
         json.dumps(schema(options), allow_nan=False)
         given = parse_options(options, {})
         strategy = kind(given)
-        strategy.extras()
+        check_extras(name, strategy.extras())
         json.dumps(strategy.client_config(), allow_nan=False)
     except (KeyError, TypeError, ValueError, AttributeError, NameError, Invalid) as error:
         said = f"{type(error).__name__}: {error}"
         raise UnfitStrategy(f"{name} can't be described or made with defaults: {said}") from error
     if not isinstance(kind.paper, str):
         raise UnfitStrategy(f"{name}.paper is an arXiv id or a URL")
+
+
+def check_extras(name: str, extras: Iterable[Extra]) -> None:
+    """Raise `UnfitStrategy` for extras by whose names no update could bring them."""
+    for extra in extras:
+        if not EXTRA_NAME.fullmatch(extra.name):
+            raise UnfitStrategy(
+                f"{name}: the extra {extra.name!r} must be <namespace>.<name>, of letters, digits, _ and -"
+            )
+        namespace = extra.name.partition(".")[0]
+        if namespace in RESERVED:
+            raise UnfitStrategy(
+                f"{name}: the extra {extra.name!r} is in the namespace {namespace!r}, which is reserved, like "
+                f"{', '.join(sorted(RESERVED - {namespace}))}; take another"
+            )

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OptionsT = TypeVar("OptionsT")
+# Namespaces that no extra may have: of encodings, and of what may come.
+RESERVED = frozenset({"enc", "fl", "server"})
 FAR = 1e30  # where extras end: their sums over updates and rounds still fit into a float32
 
 
@@ -16,6 +18,7 @@ FAR = 1e30  # where extras end: their sums over updates and rounds still fit int
 class UpdateMeta:
     """What is known of an update besides its tensors; `participant` is unique within a round.
 
+    It is the id of who sent the update; in daisy chains, whose models several have trained, some other name.
     `extras` are the numbers that came with it, by name without `extra.`; `largest` is the largest
     |update - base| of all float numbers, where the strategy `needs_largest`; infinity if any is none.
     """
@@ -33,8 +36,9 @@ class UpdateMeta:
 class Extra:
     """What clients send beside the weights, under `extra.<name>` in the same file.
 
-    `name` is `<namespace>.<name>`. Per tensor it is a vector as long as the float numbers of the model,
-    sent as `extra.<name>.<tensor>` in the tensor's shape; tensors that are not sent are zero. Else a number.
+    `name` is `<namespace>.<name>` of letters, digits, `_` and `-`, in no namespace of `RESERVED`. Per tensor it is a
+    vector as long as the float numbers of the model, sent as `extra.<name>.<tensor>` in the tensor's shape; tensors
+    that are not sent are zero. Else a number.
     An update with a number below `minimum` or above `maximum`, 1e30 either way if None, is refused (EXTRA_RANGE).
     """
 
@@ -125,10 +129,14 @@ class Strategy(Generic[OptionsT]):
     # State blocks that clients get with their next task, by the names that they have there.
     shared: ClassVar[Mapping[str, str]] = MappingProxyType({})
     takes: ClassVar[str] = "weights"  # or "gradient", or "mask": zeros and ones
-    # Each number is combined for itself, so updates may leave some out; else they count as a whole.
+    # Each number is combined for itself, so updates may leave some out; else they count as a whole. `reduce`
+    # then gets the rows of those who sent a tensor: fewer than `fewest()`, perhaps one.
     by_number: ClassVar[bool] = False
     needs_steps: ClassVar[bool] = False  # updates without `num_steps` are refused
     needs_largest: ClassVar[bool] = False
+    # Whether `meta.participant` must be the id of who sent the update: in a daisy chain it is none,
+    # a model has been trained by several there.
+    knows_participants: ClassVar[bool] = False
     # Whether weights that are all zero mean that the model stays as it is, and not an error.
     may_keep: ClassVar[bool] = False
 

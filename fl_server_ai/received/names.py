@@ -8,12 +8,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from fl_server_ai.aggregation import Extra
+from fl_server_ai.aggregation.strategy import RESERVED
 from fl_server_ai.containers import Manifest, TensorInfo
 from fl_server_core.exceptions import Unusable
 
 PREFIX = "extra."
 CODING = "extra.enc."
-RESERVED = frozenset({"enc", "fl", "server"})
 
 
 @dataclass

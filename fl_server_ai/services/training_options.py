@@ -203,6 +203,11 @@ def options_validate(
             "daisy_chain_period",
             f"{aggregation_method} needs more or other than the weights that sites hand on",
         )
+    if trainer.daisy_chain_period and strategy.knows_participants:
+        _refuse(
+            "daisy_chain_period",
+            f"{aggregation_method} goes by whose update each is, and a chain's model is that of several",
+        )
     if uncertainty_method == UncertaintyMethod.ENSEMBLE and strategy.takes != "weights":
         raise Invalid(
             f"{aggregation_method} takes a {strategy.takes} of each site, which is no model to ask",

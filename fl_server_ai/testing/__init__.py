@@ -14,6 +14,7 @@ Or as a table: `python -m fl_server_ai.testing middle_half:MiddleHalf`. Neither 
 
 - `rounds.py`   rounds through files and the engine, as a worker runs them
 - `checks.py`   the checks that run rounds, by name
+- `partial.py`  the check of updates that leave something out, for rules that permit it
 - `alone.py`    the checks of the class alone: how it is described, its options, its hooks
 """
 
@@ -22,10 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from fl_server_ai.aggregation import Strategy
-from fl_server_ai.testing import alone, checks
+from fl_server_ai.testing import alone, checks, partial
 from fl_server_ai.testing.rounds import Broken, Rounds, furnished
 
-CHECKS: dict[str, Callable[[Rounds], None]] = {**alone.CHECKS, **checks.CHECKS}
+CHECKS: dict[str, Callable[[Rounds], None]] = {
+    **alone.CHECKS,
+    **checks.CHECKS,
+    **partial.CHECKS,
+}
 
 
 def conformance(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fl_server_ai.aggregation import Refused, UpdateMeta
-from fl_server_ai.aggregation.fitness import UnfitStrategy, check_fit
+from fl_server_ai.aggregation.fitness import UnfitStrategy, check_extras, check_fit
 from fl_server_ai.aggregation.options import parse_options, schema
 from fl_server_ai.aggregation.strategy import Strategy
 from fl_server_ai.testing.rounds import Rounds, broken, expect, expected, random_model
@@ -23,8 +23,10 @@ TYPES = {"integer": "x", "number": "x", "boolean": "x", "string": 1.5, "array": 
 def description(rounds: Rounds) -> None:
     """It can be listed: a frozen options dataclass with defaults and texts, a source, JSON for clients."""
     kind = rounds.kind
+    name = kind.__name__[:64]
     try:
-        check_fit(kind.__name__[:64], kind)
+        check_fit(name, kind)
+        check_extras(name, rounds.new().extras())  # with these options they may be others
     except UnfitStrategy as error:
         broken(str(error))
     # A rule of one's own may have no paper; those that come with the server all do.
@@ -36,11 +38,6 @@ def description(rounds: Rounds) -> None:
     expect((kind.__doc__ or "").strip(), "the class has no docstring, and the docs need a line")
     for name, entry in schema(kind.Options)["properties"].items():
         expect(entry.get("description"), f"the option {name!r} has no doc in its metadata")
-    for extra in rounds.new().extras():
-        expect(
-            re.fullmatch(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", extra.name),
-            f"the extra {extra.name!r} must be <namespace>.<name>",
-        )
 
 
 def bad_options(rounds: Rounds) -> None:

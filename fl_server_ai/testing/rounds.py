@@ -247,18 +247,21 @@ def _vectors(
     strategy: Strategy[Any], runs: Sequence[FloatRun], folder: Path, seed: int | None
 ) -> Path:
     """A file of the extras that are vectors: zeros without a seed, else small numbers of both signs."""
-    layout, blocks, limits = [], {}, []
-    for place, extra in enumerate(extra for extra in strategy.extras() if extra.per_tensor):
-        limits.append(extra.limits)
-        for index, run in enumerate(runs):
+    vectors = [
+        (f"{extra.name}.{index}", run, extra.limits, 10 * place + index)
+        for place, extra in enumerate(extra for extra in strategy.extras() if extra.per_tensor)
+        for index, run in enumerate(runs)
+    ]
+    layout = [(name, run.beside, (run.count,)) for name, run, _, _ in vectors]
+    said = repr((layout, [limits for _, _, limits, _ in vectors]))
+    path = folder / f"beside.{sha256(said.encode()).hexdigest()[:12]}.{seed}"
+    if not path.exists():  # the same name, the same bytes
+        blocks = {}
+        for name, run, limits, place in vectors:
             vector = torch.zeros(run.count, dtype=torch.float64)
             if seed is not None:
-                generator = torch.Generator().manual_seed(1000 * seed + 10 * place + index)
-                vector.normal_(0, 0.1, generator=generator).clamp_(*extra.limits)
-            name = f"{extra.name}.{index}"
-            layout.append((name, run.beside, (run.count,)))
+                generator = torch.Generator().manual_seed(1000 * seed + place)
+                vector.normal_(0, 0.1, generator=generator).clamp_(*limits)
             blocks[name] = vector.to(FLOATS[run.beside]).numpy().tobytes()
-    path = folder / f"beside.{sha256(repr((layout, limits)).encode()).hexdigest()[:12]}.{seed}"
-    if not path.exists():  # the same name, the same bytes
         write_canonical(path, layout, lambda name: [blocks[name]])
     return path

@@ -31,6 +31,7 @@ class Good(Strategy[Share]):
     Options = Share
     paper = "1602.05629"
     state_blocks = ("m",)
+    by_number = True
     rounds = 0
 
     def check(self, meta: Any, tensors: Any) -> Any:
@@ -101,6 +102,20 @@ class BadExtra(Good):
 
     def extras(self) -> tuple[Extra, ...]:
         return (Extra("loss", "x", required=False),)
+
+
+class ReservedExtra(Good):
+    """Its extra is in a namespace that is the server's."""
+
+    def extras(self) -> tuple[Extra, ...]:
+        return (Extra("fl.loss", "x", required=False),)
+
+
+class ReservedWithOptions(Good):
+    """With some options only."""
+
+    def extras(self) -> tuple[Extra, ...]:
+        return (Extra("enc.loss", "x", required=False),) if self.options.share == 1 else ()
 
 
 @dataclass(frozen=True)
@@ -383,8 +398,43 @@ class Pairs(Good):
         return rows.double()[0] + apart.sum(dim=(0, 1)) * 0
 
 
+class TrimsTwo(Strategy[Any]):
+    """Two at each end: of a tensor that four or fewer have sent, nothing is left."""
+
+    by_number = True
+
+    def fewest(self) -> int:
+        return 5
+
+    def reduce(self, rows: Any) -> Any:
+        return rows.double().sort(dim=0).values[2:-2].mean(dim=0)
+
+
+class DividesByAll(Strategy[Any]):
+    """By how many updates there are, not by how many have sent the tensor."""
+
+    by_number = True
+
+    def weights(self, metas: Any, gram: Any) -> Any:
+        self.n = len(metas)
+        return [1.0] * self.n
+
+    def reduce(self, rows: Any) -> Any:
+        return rows.double().sum(dim=0) / self.n
+
+
+class DropsWhatStays(Good):
+    """Has nothing to remember of a block in which nobody sent some of the numbers."""
+
+    def update(self, x: Any, y: Any, state: Any) -> Any:
+        stays = x == y
+        if stays.any() and not stays.all():
+            state.clear()
+        return y
+
+
 BREAKS: dict[str, list[type[Strategy[Any]]]] = {
-    "description": [BadPaper, ThawedOptions, NoDefault, NoTexts, BadExtra],
+    "description": [BadPaper, ThawedOptions, NoDefault, NoTexts, BadExtra, ReservedExtra],
     "bad options": [CrashingOptions, TakesAnything],
     "check hook": [CheckWrites, CheckRaises, CheckWithoutReason, CheckReshapes, CheckDivides],
     "instances": [OnTheClass],
@@ -398,6 +448,7 @@ BREAKS: dict[str, list[type[Strategy[Any]]]] = {
     "state": [Forgets, Elsewhere, HalfRestored, NotJson],
     "resume": [Attempts, Dice],
     "memory": [Hoards, Pairs],
+    "partial updates": [TrimsTwo, DividesByAll, DropsWhatStays],
 }
 PAIRS = [(check, kind) for check, kinds in BREAKS.items() for kind in kinds]
 
@@ -443,6 +494,9 @@ def test_each_check_is_known_to_fail() -> None:
 def test_options_are_those_that_are_asked_for(tmp_path: Path) -> None:
     with pytest.raises(Broken, match="ZeroDivisionError"):
         conformance(DividesByOption, "permutation", tmp_path, {"share": 0})
+    conformance(ReservedWithOptions, "description", tmp_path)
+    with pytest.raises(Broken, match="'enc', which is reserved"):
+        conformance(ReservedWithOptions, "description", tmp_path, {"share": 1})
 
 
 def test_the_table_says_what_is_broken_and_fails() -> None:
@@ -458,7 +512,7 @@ def test_the_table_says_what_is_broken_and_fails() -> None:
 
     assert done.returncode == 1, done.stderr
     assert "description     BROKEN  paper is 'a talk'; give an arXiv id" in done.stdout
-    assert "BadPaper: 13 of 14 promises kept" in done.stdout
+    assert "BadPaper: 14 of 15 promises kept" in done.stdout
 
 
 def test_a_rule_of_ones_own_needs_no_paper_and_a_note_says_so(

@@ -343,6 +343,7 @@ def test_a_step_handled_twice_counts_once() -> None:
         ("FedDC", {"daisy_chain_period": 2, "chain_period": 3}, "/options/chain_period"),
         ("FedDC", {"daisy_chain_period": -1}, "/options/daisy_chain_period"),
         ("FedDC", {"daisy_chain_period": 2, "chain_weight": "x"}, "/options/chain_weight"),
+        ("FLTrust", {"daisy_chain_period": 2}, "/options/daisy_chain_period"),
     ],
 )
 def test_options_that_make_no_chain_are_refused(

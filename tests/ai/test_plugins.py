@@ -86,6 +86,12 @@ BROKEN = {
         "@STRATEGIES.register('A')\nclass A(Strategy):\n    Options = O\n", 0,
         "A: the option 'a' needs a default",
     ),
+    "an extra of ours": (
+        "from fl_server_ai.aggregation import STRATEGIES, Extra, Strategy\n"
+        "@STRATEGIES.register('A')\nclass A(Strategy):\n"
+        "    def extras(self): return (Extra('fl.loss', 'the loss'),)\n", 0,
+        "A: the extra 'fl.loss' is in the namespace 'fl', which is reserved",
+    ),
 }  # fmt: skip
 
 

@@ -13,15 +13,17 @@ from safetensors.torch import load as torch_load
 from safetensors.torch import save as torch_save
 
 from fl_client import Context, encodings, fednova
+from fl_client.safetensors_io import load as sdk_load
 from fl_client.safetensors_io import save as sdk_save
 from fl_server_ai.trainer.tasks import process_trainer_task
 from fl_server_core.exceptions import Invalid
-from fl_server_core.models import Blob, LocalModel, Task, TrainerEvent
+from fl_server_core.models import Blob, GlobalModel, LocalModel, Task, TrainerEvent
 from fl_server_core.storage import local_path, weights_storage
 from tests.scenes import Arrays, Scene, person, scene, weights
 
 pytestmark = pytest.mark.django_db
 W, B, N = "layer.weight", "layer.bias", "steps"
+FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2]
 
 
 def post(login, running: Scene, site: str, tensors: Arrays | bytes, **more: Any):
@@ -428,30 +430,53 @@ def test_a_gradient_may_leave_tensors_out(login) -> None:
     assert got[W].tolist() == [[0.0, 0.0]] * 3
 
 
-def test_what_the_sdk_encodes_is_what_the_server_reads(login, running, tmp_path) -> None:
-    start, end = weights(2.0), weights(2.0)
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_the_sdk_encodes_is_what_the_server_reads(login, dtype, tmp_path) -> None:
+    generator = torch.Generator().manual_seed(3)
+    start = {
+        W: torch.full((3, 2), 2.0).to(dtype),
+        "q": torch.ones(2).to(FLOAT8[0]),
+        N: torch.tensor(0),
+    }
+    end = {
+        W: (start[W] + 1e-2 * torch.randn(3, 2, generator=generator)).to(dtype),
+        "q": torch.zeros(2).to(FLOAT8[0]),
+        N: torch.tensor(5),
+    }
+    own = Own(login, "FedAvg", start, "grace")
     rng = np.random.default_rng(3)
-    end[W] = (end[W] + rng.standard_normal((3, 2))).astype(np.float32)
-    end[N] = np.array(5)
-    context = Context({"round": 1}, lambda _: {}, folder=tmp_path / "memory")
-    change = encodings.delta(start, end)
-    error = float(np.abs(end[W] - start[W]).max())
+    context = Context({"round": 0}, lambda _: {}, folder=tmp_path / "memory")
+    with local_path(GlobalModel.objects.get(pk=own.model).weights.blob) as path:
+        handed_out = sdk_load(path)
+    sdk_save(tmp_path / "end", end)
+    ended = sdk_load(tmp_path / "end")
+    change = encodings.delta(handed_out, ended)
+    error = float((end[W].double() - start[W].double()).abs().max())
+    last = torch.finfo(dtype).eps * 2  # of the model's own numbers
     coded = {
         0.0: change,
         error / 1024: encodings.fp16(change),
+        error / 250: encodings.bf16(change),
         error / 127: encodings.int8(change),
-        error: encodings.topk(start, end, 2, context),
+        error: encodings.topk(handed_out, ended, 2, context),
         3 * error: encodings.qsgd(change, 7, rng),
     }
 
     for most, one in coded.items():
         path = tmp_path / "update"
         sdk_save(path, one.weights, one.metadata)
-        got = stored(post(login, running, "ada", path.read_bytes()))
-        assert np.abs(got[W] - end[W]).max() <= most + 1e-7, one.metadata
+        answer = own.post(path.read_bytes())
+        assert answer.status_code == 201, (one.metadata, answer.content)
+        with local_path(LocalModel.objects.get().blob) as at:
+            got = torch_load(at.read_bytes())
+        assert (got[W].double() - end[W].double()).abs().max() <= most + last, one.metadata
+        assert got["q"].float().tolist() == [0.0, 0.0]
         assert got[N] == 5
-        LocalModel.objects.filter(round__number=1).delete()
-        Task.objects.filter(round__number=1).update(state="open")
+        LocalModel.objects.all().delete()
+        Task.objects.update(state="open")
 
 
 def test_a_delta_sent_again_after_its_round_gets_the_same_receipt(login, running) -> None:
@@ -493,9 +518,9 @@ def test_the_files_beside_an_update_go_with_it(login) -> None:
 
 
 class Own:
-    """A started training of a model of one's own, with ada alone."""
+    """A started training of a model of one's own, in which ada sends."""
 
-    def __init__(self, login, method: str, start: dict[str, torch.Tensor]) -> None:
+    def __init__(self, login, method: str, start: dict[str, torch.Tensor], *others: str) -> None:
         self.running = scene(started=False)
         self.actor = login(self.running.actor)
         file = SimpleUploadedFile("w", torch_save(start))
@@ -507,7 +532,7 @@ class Own:
             "target_num_updates": 2,
             "metric_names": [],
             "aggregation_method": method,
-            "clients": [str(self.running.sites["ada"].pk)],
+            "clients": [str(self.running.sites[name].pk) for name in ("ada", *others)],
             "options": {"skip_model_tests": True},
         }
         training = self.actor.post("/api/trainings/", fields, format="json").json()["training_id"]
@@ -515,7 +540,10 @@ class Own:
         self.site = login(self.running.sites["ada"])
 
     def send(self, tensors: dict[str, torch.Tensor]) -> Any:
-        file = SimpleUploadedFile("w", torch_save(tensors))
+        return self.post(torch_save(tensors))
+
+    def post(self, data: bytes) -> Any:
+        file = SimpleUploadedFile("w", data)
         body = {"round": 0, "sample_size": 1, "model_file": file}
         return self.site.post(f"/api/models/{self.model}/", body, format="multipart")
 
@@ -543,9 +571,6 @@ def test_narrow_models_have_float32_variates(login, dtype) -> None:
     assert got["extra.scaffold.c.v"].tolist() == [0.0, 0.0]
 
 
-FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2]
-
-
 @pytest.mark.parametrize("dtype", FLOAT8)
 def test_a_float8_tensor_without_a_gradient_stays(login, dtype) -> None:
     frozen = torch.tensor([1.0, -2.0, 0.5]).to(dtype)
@@ -571,8 +596,8 @@ def test_float8_masks_are_zeros_and_ones_too(login, dtype) -> None:
     assert own.result()["q"].float().tolist() == [1.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("method", ["SCAFFOLD", "FedSGD", "FedNova", "FedPM", "qFedAvg"])
-def test_no_chains_of_what_is_no_model(method: str) -> None:
+@pytest.mark.parametrize("method", ["SCAFFOLD", "FedSGD", "FedNova", "FedPM", "qFedAvg", "FLTrust"])
+def test_no_chains_of_what_is_no_model_or_must_be_somebodys(method: str) -> None:
     with pytest.raises(Invalid) as refusal:
         scene(started=False, method=method, daisy_chain_period=2)
 

@@ -5,11 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.numpy import load, save
+from safetensors.torch import load as torch_load
+from safetensors.torch import save as torch_save
 
 import fl_client
-from fl_client import Client, Context, FitResult, Scaffold, encodings, fednova, personal
+from fl_client import Client, Context, FitResult, Scaffold, encodings, fednova, personal, prox
+from fl_client.arrays import BFloat16
+from fl_server_ai.received.numbers import narrowed, widened
 from tests.client.fake_server import Asked, FakeServer, Reply, refusal
 
 V = np.array([0.6, -0.8, 0.0, 1.2])
@@ -202,6 +207,101 @@ def test_int8_is_the_published_affine_code() -> None:
     assert int(coded["extra.enc.zero.w"]) == 94
 
 
+@pytest.mark.parametrize("size", [1e-5, 1e-6, 1e-3, 2.0, 6e4])
+def test_int8_of_halves_is_as_near_as_of_any_other(size: float) -> None:
+    value = (np.linspace(-1, 1, 41) * size).astype(np.float16)
+
+    coded = encodings.int8(encodings.Encoded({"w": value}, {})).weights
+
+    scale, zero = float(coded["extra.enc.scale.w"]), int(coded["extra.enc.zero.w"])
+    decoded = (coded["w"].astype(np.float64) - zero) * scale
+    assert scale == pytest.approx(np.ptp(value.astype(np.float64)) / 255, rel=1e-12)
+    assert np.abs(decoded - value).max() <= scale * 1.0001
+
+
+def test_what_a_half_loses_in_topk_and_int8_comes_with_the_next_round(tmp_path: Path) -> None:
+    zero, change = np.zeros(3, np.float16), np.array([1.0, 1e-4, -3e-4], np.float16)
+    rounds = [context(tmp_path, number) for number in range(30)]
+
+    def sent(encode: Any) -> Any:
+        return sum(decoded(encode(one)) for one in rounds)
+
+    def decoded(coded: encodings.Encoded) -> Any:
+        given = coded.weights
+        if coded.metadata["encoding"] == "int8":
+            zero, scale = given["extra.enc.zero.w"], given["extra.enc.scale.w"]
+            return (given["w"].astype(float) - float(zero)) * float(scale)
+        made = np.zeros(3)
+        made[given["extra.enc.index.w"]] = given["w"]
+        return made
+
+    kept = sent(lambda one: encodings.topk({"w": zero}, {"w": change}, 2, one))
+    coded = encodings.Encoded({"w": change}, {"kind": "delta"})
+    told = sent(lambda one: encodings.feedback(coded, encodings.int8, one))
+
+    np.testing.assert_allclose(kept, 30 * change.astype(float), atol=1e-3)
+    np.testing.assert_allclose(told, 30 * change.astype(float), atol=1 / 255)
+
+
+def numbers_of_all_sizes() -> np.ndarray:
+    """Float64 next to, on and between halves of bfloat16; subnormal, too large, and none."""
+    rng = np.random.default_rng(3)
+    bits = rng.integers(0, 2**16, 4000).astype(np.uint32) << 16
+    bits = bits[np.isfinite(bits.view(np.float32))]
+    exact = bits.view(np.float32).astype(np.float64)
+    half = (bits | 0x8000).view(np.float32).astype(np.float64)
+    near = np.nextafter(half, rng.choice([-np.inf, np.inf], half.shape))
+    edges = np.array([0.0, -0.0, 3.4e38, -3.4e38, 1e300, np.inf, -np.inf, 1e-45, -1e-300])
+    return np.concatenate([exact, half, near, rng.standard_normal(4000), edges])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_bfloat16_is_rounded_as_the_server_rounds(dtype: type) -> None:
+    with np.errstate(over="ignore"):
+        given = numbers_of_all_sizes().astype(dtype)
+
+    made = BFloat16(given)
+
+    assert made.bits.tobytes() == narrowed(given.astype(np.float64), "BF16")
+    np.testing.assert_array_equal(np.asarray(made), widened(made.bits.tobytes(), "BF16"))
+    assert np.isnan(np.asarray(BFloat16(np.array([np.nan, -np.nan])))).all()
+
+
+BF16 = {"w": torch.tensor([1.0, -2.0, 0.5]).bfloat16(), "n": np.array(3)}
+MOVED = {"w": torch.tensor([1.5, -2.0, 0.75]).bfloat16(), "n": np.array(5)}
+
+
+def test_a_bfloat16_model_has_variates_gradients_and_moments(tmp_path: Path) -> None:
+    scaffold = Scaffold(context(tmp_path), BF16)
+    change = scaffold.finish(BF16, MOVED, lr_sum=0.5)["w"]
+    again = Scaffold(context(tmp_path, 1), BF16).correction["w"]
+    gradient = prox.proximal_gradient(MOVED, BF16, 2.0)
+
+    assert (change.tolist(), change.dtype) == ([-1.0, 0.0, -0.5], np.float32)
+    assert (again.tolist(), again.dtype) == ([1.0, 0.0, 0.5], np.float32)
+    assert gradient.keys() == {"w"}
+    assert (gradient["w"].tolist(), gradient["w"].dtype) == ([1.0, 0.0, 0.5], np.float32)
+
+
+class InFloat32(Client):
+    """Trains a bfloat16 model with NumPy."""
+
+    def fit(self, weights: dict[str, Any], config: dict[str, Any], context: Context) -> FitResult:
+        return FitResult({"w": weights["w"].float().numpy() + np.float32(0.003)}, 1)
+
+
+def test_what_was_handed_out_as_bfloat16_goes_back_as_such(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    server.models["m"] = torch_save({"w": BF16["w"]})
+    server.add_task()
+
+    fl_client.run(InFloat32(), url=server.url, token="key", workdir=tmp_path)
+
+    sent = torch_load(server.updates[0].files["model_file"])["w"]
+    assert torch.equal(sent, (BF16["w"].float() + 0.003).bfloat16())
+
+
 def test_qsgd_is_the_published_code() -> None:
     class Draws(np.random.Generator):
         def random(self, *_: Any, **__: Any) -> Any:
@@ -282,7 +382,6 @@ def test_fedbn_keeps_what_the_vector_says() -> None:
 
 
 def test_torch_gradients_are_corrected() -> None:
-    torch = pytest.importorskip("torch")
     module = torch.nn.Linear(1, 1, bias=False)
     module(torch.ones(1, 1)).sum().backward()
 

@@ -12,6 +12,10 @@ from fl_server_ai.aggregation.strategies.krum import f_field, lowest, scores, sc
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Of a block, that are worked on at a time: all ranks of a whole one, and a dozen rows of float64 beside them, were
+# four times its own memory in each thread.
+COLUMNS = 32_768
+
 
 @dataclass(frozen=True)
 class BulyanOptions:
@@ -54,7 +58,14 @@ class Bulyan(Strategy[BulyanOptions]):
         return [float(index in chosen) for index in range(n)]
 
     def reduce(self, rows: "Tensor") -> "Tensor":
-        return mean_of(near_median(ranked(rows, 0, len(rows)), len(rows) - 2 * self.f))
+        n, width = rows.shape
+        mean = rows.new_empty(width, dtype=rows[:0, :0].double().dtype)
+        # A GPU makes up for its memory with speed.
+        columns = width if rows.is_cuda else COLUMNS
+        for start in range(0, width, columns):
+            part = slice(start, start + columns)
+            mean[part] = mean_of(near_median(ranked(rows[:, part], 0, n), n - 2 * self.f))
+        return mean
 
 
 def by_turns(squares: "Tensor", f: int) -> list[int]:

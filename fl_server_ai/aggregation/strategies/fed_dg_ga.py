@@ -43,6 +43,7 @@ class FedDGGA(Strategy[FedDGGAOptions]):
         "https://openaccess.thecvf.com/content/CVPR2023/html/Zhang_Federated_Domain_"
         "Generalization_With_Generalization_Adjustment_CVPR_2023_paper.html"
     )
+    knows_participants = True
 
     def __init__(self, options: FedDGGAOptions | None = None) -> None:
         super().__init__(options)

@@ -38,6 +38,7 @@ class FLTrust(Strategy[FLTrustOptions]):
     Options = FLTrustOptions
     paper = "2012.13995"
     needs_gram = True
+    knows_participants = True
     may_keep = True
     assumes = "the root's and another"
     share = 1.0
