@@ -53,9 +53,9 @@ check: venv ## everything but tests: style, types, imports, migrations, API sche
 	DJANGO_SETTINGS_MODULE=fl_server.settings.test $(PY) manage.py spectacular --validate --fail-on-warn --file /dev/null
 	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-test: venv ## all tests, three lanes side by side: SQLite; PostgreSQL; real processes and what needs no database
+test: venv ## all tests, three lanes side by side: SQLite; PostgreSQL, then what needs no database; real processes
 	@logs=$$(mktemp -d); make="$(MAKE) --no-print-directory --keep-going VENV=$(VENV)"; \
-	$$make test-postgres > $$logs/a 2>&1 & a=$$!; $$make test-system test-files > $$logs/b 2>&1 & b=$$!; \
+	$$make test-postgres test-files > $$logs/a 2>&1 & a=$$!; $$make test-system > $$logs/b 2>&1 & b=$$!; \
 	$$make test-sqlite; status=$$?; echo "Now what ran beside."; \
 	wait $$a || status=1; cat $$logs/a; wait $$b || status=1; cat $$logs/b; rm -r $$logs; exit $$status
 
