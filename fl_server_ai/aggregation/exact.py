@@ -28,6 +28,16 @@ def exact_products(weights: Sequence[float]) -> bool:
     return all(weight < EXACT_WEIGHT and weight == int(weight) for weight in weights)
 
 
+def in_small_numbers(weights: Sequence[float]) -> Sequence[float]:
+    """The same shares as the smallest whole numbers, where their products are exact then; else `weights`."""
+    ratios = [float(weight).as_integer_ratio() for weight in weights]
+    below = max(denominator for _, denominator in ratios)
+    whole = [above * (below // denominator) for above, denominator in ratios]
+    unit = math.gcd(*whole)
+    small = [one // unit for one in whole]
+    return list(map(float, small)) if max(small) < EXACT_WEIGHT else weights
+
+
 class Doubt:
     """What the float64 sums of a block may be off by; buffers of one thread, 28 bytes for each number."""
 

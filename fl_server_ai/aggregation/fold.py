@@ -22,6 +22,7 @@ from fl_server_ai.aggregation.double import mean_of_float64
 from fl_server_ai.aggregation.exact import (
     Doubt,
     exact_products,
+    in_small_numbers,
     least_squares,
     settled,
     unit_of,
@@ -87,6 +88,7 @@ class Folder:
         """(count,) float64 that the run's dtype rounds to what is nearest to the exact mean; valid until the next call."""
         if len(sources) == 1:
             return self._mean(sources, weights, run, start, count)
+        weights = in_small_numbers(weights)
         if run.dtype == "F64":
             again = partial(self.blocks, sources, run, start, count)
             mean, doubtful = mean_of_float64(again, weights)

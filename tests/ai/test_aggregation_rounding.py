@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from fl_server_ai.aggregation import STRATEGIES, fold
 from fl_server_ai.aggregation.engine import aggregate
+from fl_server_ai.aggregation.exact import in_small_numbers
 from tests.ai.loops import loops
 from tests.ai.test_aggregation import FLOAT_DTYPES, average, exact_mean, write
 
@@ -179,3 +180,17 @@ def test_numbers_that_the_float64_sum_gets_wrong_come_out_right(tmp_path: Path) 
 
     assert got != in_float64.float()
     assert_nearest(got, rows, [1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("weights", "small"),
+    [
+        ([1 / 40] * 3, [1, 1, 1]),
+        ([600.0, 60_000.0], [1, 100]),
+        ([0.5, 1.5, 2.0**-20], [2**19, 3 * 2**19, 1]),
+        ([0.1, 0.2], [1, 2]),
+        ([0.1, 0.3], [0.1, 0.3]),  # not thrice as much, to the last bit
+    ],
+)
+def test_shares_are_taken_in_small_numbers(weights: list[float], small: list[float]) -> None:
+    assert in_small_numbers(weights) == small
