@@ -170,9 +170,8 @@ class Step:
         if self.reduces and not part.kept:
             y = self.strategy.reduce(folder.matrix(part.sources, run, start, count))
         elif base is not None and self.masks.among(part.sources):
-            y, sent = self.masks.mean(
-                folder, part.sources, part.weights, base, run, index, start, count
-            )
+            mean = self.masks.mean if self.moves else self.masks.rounded
+            y, sent = mean(folder, part.sources, part.weights, base, run, index, start, count)
         elif self.moves:
             y = folder.mean(part.sources, part.weights, run, start, count)
         else:
