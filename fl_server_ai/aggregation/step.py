@@ -14,6 +14,7 @@ from fl_server_ai.aggregation.files import Files
 from fl_server_ai.aggregation.fold import Folder, all_finite
 from fl_server_ai.aggregation.integers import DTYPES, combine
 from fl_server_ai.aggregation.masks import Masks
+from fl_server_ai.aggregation.sparse import SparseBlock
 from fl_server_ai.aggregation.state import State
 from fl_server_ai.aggregation.strategy import Strategy
 from fl_server_core.exceptions import AggregationException
@@ -170,8 +171,10 @@ class Step:
         if self.reduces and not part.kept:
             y = self.strategy.reduce(folder.matrix(part.sources, run, start, count))
         elif base is not None and self.masks.among(part.sources):
-            mean = self.masks.mean if self.moves else self.masks.rounded
-            y, sent = mean(folder, part.sources, part.weights, base, run, index, start, count)
+            block = SparseBlock(
+                self.masks, folder, part.sources, part.weights, base, run, index, start, count
+            )
+            y, sent = block.mean() if self.moves else block.rounded()
         elif self.moves:
             y = folder.mean(part.sources, part.weights, run, start, count)
         else:

@@ -128,6 +128,7 @@ def test_a_number_that_one_sent_is_that_number_bit_for_bit(
     sent = torch.zeros((3, 90), dtype=torch.bool)
     sent[1], sent[2, 80:] = True, True
     sent[1, 80:] = False
+    row[6], sent[:, 6] = 5.0, False  # the base's
 
     got = sparse_mean(tmp_path, [other, row, row], SIZES[:3], sent, discounts=[1, 0.3, 0.7])
 
