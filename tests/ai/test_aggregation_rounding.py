@@ -192,3 +192,12 @@ def test_numbers_that_the_float64_sum_gets_wrong_come_out_right(tmp_path: Path) 
 
     assert got != in_float64.float()
     assert_nearest(got, rows, [1, 1, 1])
+
+
+def test_a_float64_mean_that_hardly_misses_the_middle_goes_to_its_side(tmp_path: Path) -> None:
+    last = torch.arange(-40, 40, dtype=torch.float64)
+    rows = [1 + (2 * last + 1) * 2.0**-51, 3 + 0 * last, 2.0**-130 * (last % 3 - 1)]
+
+    got = mean(tmp_path, rows, [1, 1, 2])
+
+    assert_nearest(got, rows, [1, 1, 2])
