@@ -25,7 +25,8 @@ Start reading here. No strategy sees a whole model or knows about files, threads
 - `state.py`      what a strategy remembers from round to round
 - `flat.py`       vectors beside a model, in the one form that state and extras share; needs no torch
 - `beside.py`     the extras of all updates, block by block
-- `masks.py`      means over updates that leave single numbers out
+- `masks.py`      which single numbers updates left out
+- `sparse.py`     means over updates that do
 - `statistics.py` which tensors are running means and variances, which no rule extrapolates
 - `shared.py`     what clients get of the strategy's state
 - `largest.py`    how far each update goes at most, for rules that leave out broken ones

@@ -6,6 +6,7 @@ than a tenth of the speed.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,20 +18,48 @@ SHRINK = 2.0**-64  # room for VELTKAMP, and for the sum of as many numbers as th
 TINY = 2.0**-850  # what is smaller has bits that may not survive that
 
 
+@dataclass(frozen=True)
+class Divisor:
+    """A sum of weights, `value + tail`, but for a few units of `noise` at most: one for all numbers, or one for each."""
+
+    value: float | Tensor
+    tail: float | Tensor
+    noise: float | Tensor
+
+
+def sum_of(weights: Sequence[float]) -> Divisor:
+    """Of all of them, whatever the number."""
+    value = math.fsum(weights)
+    tail = math.fsum([*weights, -value])  # what the sum of fractional weights was rounded by
+    return Divisor(value, tail, abs(tail))
+
+
+def sum_over(sent: Iterable[Tensor], weights: Sequence[float]) -> Divisor:
+    """For each number of those that sent it, by a mask each; 1 where there is none. A scalar stands for all numbers."""
+    high = low = noise = torch.zeros((), dtype=torch.float64)
+    for here, weight in zip(sent, weights, strict=True):
+        high, rounded = two_sum(high, here.to(torch.float64) * weight)
+        low, noise = low + rounded, noise + rounded.abs()
+    value, tail = two_sum(torch.where(high == 0, 1.0, high), low)
+    return Divisor(value, tail, noise)
+
+
 def mean_of_float64(
-    blocks: Callable[[], Iterator[Tensor]], weights: Sequence[float]
+    blocks: Callable[[], Iterator[Tensor]],
+    weights: Sequence[float],
+    divisor: Callable[[Sequence[float]], Divisor] = sum_of,
 ) -> tuple[Tensor, Tensor]:
     """Means, and the indices of those that may be rounded wrongly: about 106 bits in between did not do.
 
     Where it overflows on its way, the blocks are read again and divided by a power of two; in doubt is then, too,
     what loses bits by that.
     """
-    mean, doubtful = _rounded(*mean_in_parts(blocks(), weights))
+    mean, doubtful = _rounded(*mean_in_parts(blocks(), weights, divisor(weights)))
     finite = torch.isfinite(mean)
     if not bool(finite.all()):
         exponent = math.frexp(max(weights))[1]
         shares = [math.ldexp(weight, -exponent) for weight in weights]
-        parts = mean_in_parts((block * SHRINK for block in blocks()), shares)
+        parts = mean_in_parts((block * SHRINK for block in blocks()), shares, divisor(shares))
         shrunk, unsure = _rounded(*parts)
         for block in blocks():
             unsure |= (block != 0) & (block.abs() < TINY)
@@ -45,7 +74,7 @@ def _rounded(quotient: Tensor, part: Tensor, bound: Tensor) -> tuple[Tensor, Ten
 
 
 def mean_in_parts(
-    blocks: Iterable[Tensor], weights: Sequence[float]
+    blocks: Iterable[Tensor], weights: Sequence[float], divisor: Divisor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(quotient, part, bound) in float64: the exact means are quotient + part, but for `bound` at most."""
     high = low = noise = torch.zeros(())
@@ -54,30 +83,37 @@ def mean_in_parts(
         if index == 0:
             high, low, noise = product, error, error.abs()
             continue
-        total = high + product
-        other = total - high
-        rounded = (high - (total - other)) + (product - other)
+        high, rounded = two_sum(high, product)
         low = low + (error + rounded)
         noise = noise + (error.abs() + rounded.abs())
-        high = total
-    divisor = math.fsum(weights)
-    quotient = high / divisor
-    product, error = two_product(quotient, divisor)
-    remainder = (high - product) - error
-    rest = remainder + low
-    tail = math.fsum([*weights, -divisor])  # what the sum of fractional weights was rounded by
-    if tail:
-        rest = rest - quotient * tail
-    part = rest / divisor
+    by = divisor.value
+    quotient = high / by
+    remainder = remainder_of(high, quotient, by)
+    part = (remainder + low - quotient * divisor.tail) / by
     # Errors of the errors, and what underflows; there are none where a sum without any was divided without any.
-    errors = noise + remainder.abs() + (quotient * tail).abs()
-    bound = errors * ((4 * len(weights) + 16) * UNIT / divisor) + 2.0**-1070
-    product, error = two_product(part, divisor)
-    exact = (noise == 0) & (product == remainder) & (error == 0)
-    return quotient, part, bound if tail else torch.where(exact, 0.0, bound)
+    errors = noise + remainder.abs() + quotient.abs() * divisor.noise
+    bound = errors * ((4 * len(weights) + 16) * UNIT / by) + 2.0**-1070
+    product, error = two_product(part, by)
+    exact = (noise == 0) & (product == remainder) & (error == 0) & (divisor.noise == 0)
+    if not all(float(weight).is_integer() for weight in weights):
+        exact &= quotient.abs() > TINY  # errors that underflow look like none
+    return quotient, part, torch.where(exact, 0.0, bound)
 
 
-def two_product(values: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+def remainder_of(values: Tensor, quotient: Tensor, divisor: float | Tensor) -> Tensor:
+    """`values - quotient * divisor`, exact where that is the quotient which is nearest."""
+    product, error = two_product(quotient, divisor)
+    return (values - product) - error
+
+
+def two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """`a + b` and its rounding error (Knuth 1969)."""
+    total = a + b
+    other = total - a
+    return total, (a - (total - other)) + (b - other)
+
+
+def two_product(values: Tensor, factor: float | Tensor) -> tuple[Tensor, Tensor]:
     """`values * factor` and its rounding error (Dekker 1971, with Veltkamp's splitting)."""
     product = values * factor
     scaled = values * VELTKAMP

@@ -4,18 +4,29 @@ A sum of float64 is off by at most a known part of its terms' sizes (Higham 2002
 could be instead round to the same number of the narrower dtype, it is the right one. Of random numbers about one in
 100,000 is not that sure, of those whose terms cancel more, and of a few updates that count alike each that lies exactly in the
 middle of two numbers: the mean of two does so every third time. Most of these are sums without any error, which a look
-at their terms shows; the rest takes sums of twice the precision, or of any.
+at their terms shows; the rest takes sums of twice the precision, or of any. Where updates leave numbers out, only the divisor
+is each number's own: what was not sent counts as zero.
 """
 
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import compress
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fl_server_ai.aggregation.double import mean_in_parts, two_product
+from fl_server_ai.aggregation.double import (
+    TINY,
+    Divisor,
+    mean_in_parts,
+    remainder_of,
+    sum_of,
+    sum_over,
+    two_product,
+    two_sum,
+)
 from fl_server_ai.aggregation.rounding import UNIT, narrowed
 
 UNDERFLOW = 2.0**-60  # the square of what is smaller may vanish from a float32
@@ -86,6 +97,11 @@ def unit_of(weights: Sequence[float]) -> float:
     return 1.1 * UNIT * math.sqrt(math.fsum(one * one for one in often)) / math.fsum(weights)
 
 
+def unit_where_sent(updates: int) -> float:
+    """What means that have a divisor each are off by at most, in units of the sum of their terms' sizes by the divisor."""
+    return 1.1 * UNIT * (2 * updates + 4)  # additions of terms, and of weights
+
+
 def undecided(mean: Tensor, off: Tensor, dtype: torch.dtype) -> Tensor:
     """Indices, int64, of numbers that can be rounded to more than one if they are `off` by as much; not of NaN."""
     return _apart(_cast(mean - off, dtype), _cast(mean + off, dtype), mean)
@@ -105,39 +121,87 @@ def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
     return cast if dtype.itemsize > 2 else cast.to(torch.float32)
 
 
-def settled(columns: Tensor, weights: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """The exact means of (updates, numbers) float64, as float64 that `narrowed` to `dtype` round correctly."""
+def settled(
+    columns: Tensor, weights: Sequence[float], dtype: torch.dtype, sent: Tensor | None = None
+) -> Tensor:
+    """The exact means of (updates, numbers) float64, as float64 that `narrowed` to `dtype` round correctly.
+
+    `sent`, bool of that shape, says which of them count; the others must be zero. None: all.
+    """
     found = torch.zeros(columns.shape[1], dtype=torch.float64)
     left = torch.arange(columns.shape[1])
-    if dtype != torch.float64 and columns.numel() > FEW:
-        if exact_products(weights):
-            found, sure = _without_error(columns, weights)
+    if columns.numel() > FEW:
+        if dtype == torch.float64:
+            found, sure = _in_two_parts(columns, weights, _divisor(weights, sent))
             left = left[~sure]
-        if left.numel():
-            found[left], sure = _with_error(columns[:, left], weights, dtype)
+        elif exact_products(weights):
+            found, sure = _without_error(columns, weights, _divisor(weights, sent))
             left = left[~sure]
-    by = [Fraction(weight) for weight in weights]
-    divisor = sum(by)
+        if left.numel() and dtype != torch.float64:
+            divisor = _divisor(weights, None if sent is None else sent[:, left])
+            found[left], sure = _with_error(columns[:, left], weights, divisor, dtype)
+            left = left[~sure]
     for index in left.tolist():
-        values = map(Fraction, columns[:, index].tolist())
-        mean = sum((w * value for w, value in zip(by, values, strict=True)), Fraction()) / divisor
+        here = None if sent is None else sent[:, index].tolist()
+        mean = _exactly(columns[:, index].tolist(), weights, here)
         found[index] = float(mean) if dtype == torch.float64 else _to_odd(mean)
     return found
 
 
+def _exactly(
+    values: Sequence[float], weights: Sequence[float], sent: Sequence[bool] | None
+) -> Fraction:
+    by = [Fraction(weight) for weight in weights]
+    total = sum((w * Fraction(one) for w, one in zip(by, values, strict=True)), Fraction())
+    return total / sum(by if sent is None else compress(by, sent))
+
+
+def _divisor(weights: Sequence[float], sent: Tensor | None) -> Divisor:
+    return sum_of(weights) if sent is None else sum_over(sent, weights)
+
+
+def _in_two_parts(
+    columns: Tensor, weights: Sequence[float], divisor: Divisor
+) -> tuple[Tensor, Tensor]:
+    """Means of float64, and which of them are right: because two float64 hold the sum of their terms without any error.
+
+    That is so of most that lie in the middle of two numbers, unless they are huge or tiny.
+    """
+    high, low = torch.zeros((2, columns.shape[1]), dtype=torch.float64)
+    sure = torch.ones(columns.shape[1], dtype=torch.bool)
+    for row, weight in zip(columns, weights, strict=True):
+        size = row.abs()
+        sure &= (size == 0) | ((size > TINY) & (size < 1 / TINY))
+        for term in two_product(row, weight):
+            high, rounded = two_sum(high, term)
+            low, lost = two_sum(low, rounded)
+            sure &= lost == 0
+    high, low = two_sum(high, low)
+    by = divisor.value
+    quotient = high / by
+    rest, lost = two_sum(remainder_of(high, quotient, by), low)
+    part = rest / by
+    product, error = two_product(part, by)
+    bound = torch.where((lost == 0) & (product == rest) & (error == 0), 0.0, part.abs() * 4 * UNIT)
+    sure &= quotient + (part - bound) == quotient + (part + bound)
+    sure &= (high == 0) | (quotient.abs() > TINY)
+    sure &= torch.as_tensor(divisor.noise == 0)
+    if not all(2.0**-60 < weight < 2.0**60 for weight in weights):  # products may lose bits
+        sure[:] = False
+    return quotient + part, sure | ~(columns != 0).any(0)
+
+
 def _with_error(
-    columns: Tensor, weights: Sequence[float], dtype: torch.dtype
+    columns: Tensor, weights: Sequence[float], divisor: Divisor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Means, rounded to odd, and which of them are right: 106 bits of sums leave hardly one in doubt."""
-    quotient, part, bound = mean_in_parts(columns, weights)
+    quotient, part, bound = mean_in_parts(columns, weights, divisor)
     low, high = (_cast(_sum_to_odd(quotient, part + off), dtype) for off in (-bound, bound))
     return _sum_to_odd(quotient, part), low == high
 
 
 def _sum_to_odd(a: Tensor, b: Tensor) -> Tensor:
-    total = a + b
-    other = total - a
-    return _odd(total, (a - (total - other)) + (b - other))
+    return _odd(*two_sum(a, b))
 
 
 def _odd(values: Tensor, rest: Tensor) -> Tensor:
@@ -147,7 +211,9 @@ def _odd(values: Tensor, rest: Tensor) -> Tensor:
     return torch.where((rest != 0) & even, beside, values)
 
 
-def _without_error(columns: Tensor, weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+def _without_error(
+    columns: Tensor, weights: Sequence[float], divisor: Divisor
+) -> tuple[Tensor, Tensor]:
     """Means, rounded to odd, and which of them are right because no sum of their terms can have been rounded.
 
     That is so where all terms together stay below 2**53 units of the smallest one's last place, of 24.
@@ -157,10 +223,9 @@ def _without_error(columns: Tensor, weights: Sequence[float]) -> tuple[Tensor, T
     sum_of_sizes = by @ sizes
     smallest = sizes.masked_fill_(sizes == 0, math.inf).amin(0)
     sure = sum_of_sizes < smallest * 2.0**29
-    total, divisor = by @ columns, math.fsum(weights)
-    mean = total / divisor
-    product, error = two_product(mean, divisor)
-    return _odd(mean, (total - product) - error), sure  # exact, as a division's remainder always is
+    total = by @ columns
+    mean = total / divisor.value
+    return _odd(mean, remainder_of(total, mean, divisor.value)), sure
 
 
 def _to_odd(value: Fraction) -> float:

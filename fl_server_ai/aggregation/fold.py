@@ -8,7 +8,7 @@ Updates that are all alike give back their own bytes in each dtype, minus zero i
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -104,14 +104,33 @@ class Folder:
             doubtful = self._doubt.left_by(squares, mean, weights, dtype)
         if doubtful.numel() > MANY:
             doubtful = doubtful[self._anything(sources, run, start, count)[doubtful]]
+        self.settle(mean, doubtful, sources, weights, run, start)
+        return mean
+
+    def settle(
+        self,
+        mean: Tensor,
+        doubtful: Tensor,
+        sources: Sequence[Source],
+        weights: Sequence[float],
+        run: Run,
+        start: int,
+        sent: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """Put exact means where `mean` is `doubtful`, indices in rising order, a portion at a time.
+
+        `sent` says which updates count at some of them: (updates, numbers) bool, on the host.
+        """
         most = max(1, ROOM // (16 * len(sources)))
         for first in range(0, doubtful.numel(), most):
             some = doubtful[first : first + most]
             columns = self._columns(sources, run, start, some)
-            found = settled(columns, weights, FLOATS[run.dtype]).to(self.device)
+            here = None if sent is None else sent(some)
+            if here is not None:
+                columns.masked_fill_(~here, 0.0)
+            found = settled(columns, weights, FLOATS[run.dtype], here).to(self.device)
             zero = (found == 0) & (mean[some] == 0)  # of whatever sign it has
             mean[some] = torch.where(zero, mean[some], found)
-        return mean
 
     def _anything(self, sources: Sequence[Source], run: Run, start: int, count: int) -> Tensor:
         """(count,) bool: where any update has another number than zero."""

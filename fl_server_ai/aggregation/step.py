@@ -14,6 +14,7 @@ from fl_server_ai.aggregation.files import Files
 from fl_server_ai.aggregation.fold import Folder, all_finite
 from fl_server_ai.aggregation.integers import DTYPES, combine
 from fl_server_ai.aggregation.masks import Masks
+from fl_server_ai.aggregation.sparse import SparseBlock
 from fl_server_ai.aggregation.state import State
 from fl_server_ai.aggregation.statistics import is_statistic
 from fl_server_ai.aggregation.strategy import Strategy
@@ -178,6 +179,7 @@ class Step:
         self, folder: Folder, part: Segment, run: Run, start: int, count: int
     ) -> memoryview:
         base, index = self.files.base, self.floats.index(run)
+        moves = self.moves and not part.statistics
         state: dict[str, torch.Tensor] = {}
         sent: torch.Tensor | None = None
         if base is not None and self.moves:
@@ -187,10 +189,11 @@ class Step:
         if self.reduces and not part.kept:
             y = self.strategy.reduce(folder.matrix(part.sources, run, start, count))
         elif base is not None and self.masks.among(part.sources):
-            y, sent = self.masks.mean(
-                folder, part.sources, part.weights, base, run, index, start, count
+            block = SparseBlock(
+                self.masks, folder, part.sources, part.weights, base, run, index, start, count
             )
-        elif self.moves and not part.statistics:
+            y, sent = block.mean() if moves else block.rounded()
+        elif moves:
             y = folder.mean(part.sources, part.weights, run, start, count)
         else:
             y = folder.rounded(part.sources, part.weights, run, start, count)

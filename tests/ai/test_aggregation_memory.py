@@ -23,7 +23,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from fl_server_ai.aggregation import STRATEGIES, Strategy, UpdateMeta
+from fl_server_ai.aggregation import STRATEGIES, Strategy, UpdateMeta, compiled
 from fl_server_ai.aggregation.engine import UpdateFile, aggregate
 from fl_server_ai.testing import furnished
 
@@ -33,7 +33,7 @@ class Hoards(Strategy):
         self.kept = [*getattr(self, "kept", []), rows[::3].clone()]
         return rows.double().mean(dim=0)
 
-def run(folder, name, n, threads, masked, options):
+def run(folder, name, n, threads, masked, options, loops=None):
     kind = Hoards if name == "Hoards" else STRATEGIES[name]
     strategy = kind(kind.Options(**options))
     metas = [UpdateMeta(f"{k:04}", k + 1, num_steps=k % FILES + 1) for k in range(n)]
@@ -61,6 +61,7 @@ def grown(case):
     child = os.fork()
     if not child:
         try:
+            compiled.WORTH = 0 if case.pop("loops") else 2**62
             run(folder / "small", **case)
             os.write(writer, json.dumps(run(folder, **case)).encode())
         finally:
@@ -73,13 +74,14 @@ def grown(case):
     return found
 
 folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
-run(folder / "small", **cases[0])
+run(folder / "small", **{**cases[0], "loops": None})
 print(json.dumps([grown(case) for case in cases]))
 """.replace("FILES", str(FILES))
 
 
-def case(name: str, n: int, threads: int = 2, masked: bool = False, **options: Any) -> Any:
-    return {"name": name, "n": n, "threads": threads, "masked": masked, "options": options}
+def case(name: str, n: int, threads: int = 2, how: str = "", **options: Any) -> Any:
+    ways = {"masked": "masked" in how, "loops": "compiled" in how}
+    return {"name": name, "n": n, "threads": threads, "options": options, **ways}
 
 
 def write_files(folder: Path, parameters: int) -> None:
@@ -109,8 +111,8 @@ def grown(folder: Path, cases: list[Any]) -> list[float]:
 
 def too_large(folder: Path, names: list[str]) -> dict[str, tuple[float, float]]:
     """Of these rules, what those take for 32 and for 64 updates that take too much of it."""
-    ways = [(name.partition(" ")[0], "masked" in name) for name in names]
-    peaks = grown(folder, [case(name, n, masked=masked) for name, masked in ways for n in (32, 64)])
+    ways = [name.partition(" ")[::2] for name in names]
+    peaks = grown(folder, [case(name, n, how=how) for name, how in ways for n in (32, 64)])
     assert min(peaks) > 2  # it is measured at all
     return {
         name: (some, many)
@@ -120,7 +122,7 @@ def too_large(folder: Path, names: list[str]) -> dict[str, tuple[float, float]]:
 
 
 def test_sixty_four_updates_take_hardly_more_memory_than_thirty_two(folder: Path) -> None:
-    names = [*STRATEGIES, "FedAvg masked", "Hoards"]
+    names = [*STRATEGIES, "FedAvg masked", "FedAvg compiled", "FedMedian compiled", "Hoards"]
 
     large = too_large(folder, names)
     again = too_large(folder, list(large))  # whether threads are at their peaks together is chance

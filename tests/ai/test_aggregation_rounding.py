@@ -1,6 +1,6 @@
 """A mean is the number of its dtype that is nearest to the exact one, whatever is averaged."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -19,27 +19,40 @@ from tests.ai.test_aggregation import FLOAT_DTYPES, average, exact_mean, write
 
 __all__ = ["loops"]
 pytestmark = pytest.mark.usefixtures("loops")
-BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 SIZES = [60_000, 1, 77, 2**20 - 1, 3, 999_983]
 
 
 def assert_nearest(
-    got: torch.Tensor, rows: Sequence[torch.Tensor], sizes: Sequence[int | Fraction]
+    got: torch.Tensor,
+    rows: Sequence[torch.Tensor],
+    sizes: Sequence[int | Fraction],
+    sent: torch.Tensor | None = None,
 ) -> None:
-    """Neither neighbour is nearer, and in the middle the number is the even one."""
+    """Neither neighbour is nearer, and in the middle the number is the even one; (updates, numbers) bool `sent`."""
     bits = got.view(BITS[got.element_size()])
     around = [(bits + step).view(got.dtype).double().tolist() for step in (0, -1, 1)]
-    columns = torch.stack(list(rows)).double().T.tolist()
-    for column, last, mean, *neighbours in zip(columns, bits.tolist(), *around, strict=True):
-        exact = exact_mean(column, sizes)
+    columns = torch.stack([row.double() for row in rows]).T.tolist()
+    shares = [sizes] * len(columns) if sent is None else shares_of(sizes, sent)
+    for column, by, last, mean, *neighbours in zip(
+        columns, shares, bits.tolist(), *around, strict=True
+    ):
+        nearest = exact_mean(column, by)
         if mean == 0:
             kind = torch.finfo(got.dtype)
-            assert abs(exact) <= Fraction(kind.smallest_normal) * Fraction(kind.eps) / 2
+            assert abs(nearest) <= Fraction(kind.smallest_normal) * Fraction(kind.eps) / 2
             continue
-        off = abs(Fraction(mean) - exact)
+        off = abs(Fraction(mean) - nearest)
         for other in neighbours:
-            distance = abs(Fraction(other) - exact)
+            distance = abs(Fraction(other) - nearest)
             assert off < distance or (off == distance and last % 2 == 0), (column, mean, other)
+
+
+def shares_of(
+    sizes: Sequence[int | Fraction], sent: torch.Tensor
+) -> Iterator[list[int | Fraction]]:
+    for column in sent.T.tolist():
+        yield [size if here else 0 for size, here in zip(sizes, column, strict=True)]
 
 
 def mean(folder: Path, rows: Sequence[torch.Tensor], sizes: Sequence[int]) -> torch.Tensor:
@@ -194,3 +207,12 @@ def test_numbers_that_the_float64_sum_gets_wrong_come_out_right(tmp_path: Path) 
 )
 def test_shares_are_taken_in_small_numbers(weights: list[float], small: list[float]) -> None:
     assert in_small_numbers(weights) == small
+
+
+def test_a_float64_mean_that_hardly_misses_the_middle_goes_to_its_side(tmp_path: Path) -> None:
+    last = torch.arange(-40, 40, dtype=torch.float64)
+    rows = [1 + (2 * last + 1) * 2.0**-51, 3 + 0 * last, 2.0**-130 * (last % 3 - 1)]
+
+    got = mean(tmp_path, rows, [1, 1, 2])
+
+    assert_nearest(got, rows, [1, 1, 2])

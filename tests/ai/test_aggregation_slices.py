@@ -145,12 +145,13 @@ def masked(updates: Sequence[UpdateFile]) -> list[UpdateFile]:
     return changed
 
 
-@pytest.mark.parametrize("kind", ["masks and tensors", "stale", "keep", "max"])
+@pytest.mark.parametrize("kind", ["masks and tensors", "averaged", "stale", "keep", "max"])
 def test_whatever_updates_leave_out_or_start_from_slices_make_the_same(
     kind: str, updates: list[UpdateFile], tmp_path: Path
 ) -> None:
     more: dict[str, Any] = {}
-    if kind == "masks and tensors":
+    name = "FedAvg" if kind == "averaged" else "FedAvgM"
+    if kind in ("masks and tensors", "averaged"):
         updates = masked(updates)
     elif kind == "stale":
         updates[1] = replace(
@@ -161,10 +162,10 @@ def test_whatever_updates_leave_out_or_start_from_slices_make_the_same(
     else:
         more = {"buffer_policy": kind}
 
-    expected = alone(prepared("FedAvgM", updates, **more), tmp_path)
+    expected = alone(prepared(name, updates, **more), tmp_path)
 
     for of in (2, 3, 7):
-        made = shared(lambda: prepared("FedAvgM", updates, **more), tmp_path, of, f"of-{of}")
+        made = shared(lambda: prepared(name, updates, **more), tmp_path, of, f"of-{of}")
         assert made == expected
 
 

@@ -26,10 +26,12 @@ from tests.ai.test_aggregation import random_models, write
 from tests.ai.test_aggregation_slices import masked
 
 CPU = torch.device("cpu")
-EXACT = ("FedAvg", "FedAvgM", "FedMedian", "TrimmedMean")  # whole-number weights, or no sums at all
 N = 7
 PARTS = "updates that leave things out, and one from an older model"
-CASES = {**{name: name for name in STRATEGIES}, PARTS: "FedAdam"}
+AVERAGED = f"{PARTS}, averaged"
+CASES = {**{name: name for name in STRATEGIES}, PARTS: "FedAdam", AVERAGED: "FedAvg"}
+# Whole-number weights, correct rounding, or no sums at all.
+EXACT = ("FedAvg", "FedAvgM", "FedMedian", "TrimmedMean", AVERAGED)
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def rounds_on(folder: Path, case: str, device: str) -> list[Result]:
         UpdateFile(kit.write(model), UpdateMeta(f"{k:03}", k % 4 + 1))
         for k, model in enumerate(models)
     ]
-    if case == PARTS:
+    if case in (PARTS, AVERAGED):
         older, late = kit.write({**kit_model(50), **random_models(1, 50)[0]}), kit.updates[1]
         kit.updates = masked(kit.updates)
         kit.updates[1] = replace(late, start=older, meta=replace(late.meta, discount=0.5))
