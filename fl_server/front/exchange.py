@@ -147,19 +147,20 @@ class Exchange:
         if self._more and not await self._drained():
             headers.append((b"connection", b"close"))
         start = {"type": "http.response.start", "status": answer.status, "headers": headers}
+        at_once = answer.short or self.scope["method"] == "HEAD"
+        unwanted = self._more and not self._silent  # the client is still sending
         async with asyncio.timeout(PATIENCE * settings.FL_STALLED_SECONDS):
             await self._send(start)
-            if answer.short or self.scope["method"] == "HEAD":
+            if at_once:
                 body = {"type": "http.response.body", "body": answer.body}
-                await self._send({**body, "more_body": self._lingers})
-                if not self._lingers:
-                    return
-        if self._lingers:
+                await self._send({**body, "more_body": unwanted})
+        if not at_once:
+            async with self._leaving() as gone:
+                await self._send_long(answer, gone)
+        if unwanted and answer.stream is None:  # a stream's end is what its reader waits for
             await self._linger()
+        if unwanted or not at_once:
             await self._send({"type": "http.response.body"})
-            return
-        async with self._leaving() as gone:
-            await self._send_long(answer, gone)
 
     async def _drained(self) -> bool:
         """Read on for a while, so that a client that is still sending sees the answer; whether that was all."""
@@ -170,11 +171,6 @@ class Exchange:
                     left -= len((await self._next())["body"])
         return not self._more
 
-    @property
-    def _lingers(self) -> bool:
-        """Whether the client is still sending what nobody wants."""
-        return self._more and not self._silent
-
     async def _linger(self) -> None:
         """Read on after the answer: closing before would reset the connection, and may take the answer back."""
         with contextlib.suppress(TimeoutError, Gone):
@@ -183,6 +179,7 @@ class Exchange:
                     await self._next()
 
     async def _send_long(self, answer: Answer, gone: asyncio.Task[None]) -> None:
+        """All but the end."""
         pace = Pace(PATIENCE * settings.FL_STALLED_SECONDS, settings.FL_SLOWEST_TRANSFER)
 
         async def send(block: bytes) -> None:
@@ -205,7 +202,6 @@ class Exchange:
             await send(answer.body)
         if gone.done():
             raise Gone
-        await self._send({"type": "http.response.body", "body": b""})
 
     @contextlib.contextmanager
     def _stoppable(self, answer: Answer) -> Iterator[None]:

@@ -240,6 +240,20 @@ def test_who_is_still_sending_can_read_the_refusal_before_the_line_is_closed() -
     web.close()
 
 
+def test_a_long_answer_comes_whole_also_to_who_is_still_sending() -> None:
+    web = opened(large)
+    with socket.create_connection(("127.0.0.1", web.port), timeout=ENOUGH) as line:
+        line.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
+        line.sendall(bytes(DRAINED + 2**20))
+
+        said = b""
+        while len(said) < LARGE:
+            said += line.recv(2**16)
+
+    assert said.startswith(b"HTTP/1.1 200 ")
+    web.close()
+
+
 class Events:
     """A stream as Django makes them, with more to say than a line takes; it never ends by itself."""
 
