@@ -1,4 +1,7 @@
-"""Whether the compiled loops (`kernels.py`) can be had: numba is an optional part, the same bytes come without it."""
+"""Whether the compiled loops (`kernels.py`) can be had: numba is an optional part, the same bytes come without it.
+
+But for distances, which are those of float64 with it and of float32 without (`distances.py`).
+"""
 
 import logging
 from collections.abc import Sequence
@@ -10,7 +13,7 @@ import numpy.typing as npt
 from fl_server_ai.aggregation.blocks import Source
 
 WORTH = 2**23  # numbers; for fewer, torch is done sooner than numba is loaded
-_loaded: list[ModuleType] = []
+_loaded: list[ModuleType | None] = []  # what loading came to, once it was tried
 log = logging.getLogger(__name__)
 
 
@@ -20,23 +23,39 @@ def prepare(numbers: int) -> None:
     Takes most of a second, and some seconds more where they have never been compiled. Does nothing without numba
     (`pip install 'fl-server[fast]'`), and when called again.
     """
-    if _loaded or numbers < WORTH:
-        return
-    try:
-        import numba  # noqa: F401
-    except ModuleNotFoundError:
-        return
-    except ImportError as error:  # there, but made for another NumPy
-        log.warning("numba can't be used, aggregation is slower without it: %s", error)
-        return
-    from fl_server_ai.aggregation import kernels as found
+    if worth(numbers) and not _loaded:
+        _loaded.append(_load())
 
-    _loaded.append(found)
+
+def worth(numbers: int) -> bool:
+    return numbers >= WORTH
 
 
 def kernels() -> ModuleType | None:
     """The module of compiled loops once it is loaded."""
     return _loaded[0] if _loaded else None
+
+
+def _load() -> ModuleType | None:
+    try:
+        import numba  # noqa: F401
+    except ModuleNotFoundError:
+        return None
+    except ImportError as error:  # there, but made for another NumPy
+        log.warning("numba can't be used, aggregation is slower without it: %s", error)
+        return None
+    from fl_server_ai.aggregation import kernels as found
+
+    try:
+        found.try_out()
+    except Exception as error:  # noqa: BLE001 - whatever a compiler and its cache on disk may raise
+        log.warning(
+            "numba's loops can't be used, aggregation is slower without them (a cache on disk that is broken can be "
+            "removed: *.nbi in __pycache__ or NUMBA_CACHE_DIR): %r",
+            error,
+        )
+        return None
+    return found
 
 
 def descriptors(sources: Sequence[Source]) -> npt.NDArray[np.intc] | None:

@@ -7,12 +7,13 @@ overflow or vanish there are done again in float64.
 
 import functools
 from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from fl_server_ai.aggregation.blocks import Run, Source
-from fl_server_ai.aggregation.compiled import kernels
+from fl_server_ai.aggregation.compiled import kernels, worth
 from fl_server_ai.aggregation.fold import Folder
 from fl_server_ai.aggregation.gram import STRIPES, Stripe, block_length, by_stripe, stripes
 
@@ -29,9 +30,10 @@ def suffices(floats: Sequence[Run], updates: int, device: torch.device) -> bool:
 class DistanceWorker:
     """The buffers of one thread."""
 
-    def __init__(self, device: torch.device, updates: int) -> None:
+    def __init__(self, device: torch.device, updates: int, loops: ModuleType | None = None) -> None:
         self.folder = Folder(device, block_length(updates), 4)
         self._rows = torch.empty(updates * CHUNK, dtype=torch.float32)
+        self._loops = loops
 
     def partial(self, sources: Sequence[Source], stripe: Stripe) -> Tensor:
         """(n, n) float64: minus half the squared distances over one stripe.
@@ -39,13 +41,12 @@ class DistanceWorker:
         That is a Gram matrix as far as distances go: g_ii + g_jj - 2 g_ij is the squared distance.
         """
         n = len(sources)
-        loops = kernels()
         total = torch.zeros(n * (n - 1) // 2, dtype=torch.float64)
         for run, start, count in stripe:
             block = self.folder.matrix(sources, run, start, count)
-            if loops is not None and run.dtype == "F32":
+            if self._loops is not None and run.dtype == "F32":
                 squared = torch.zeros_like(total)
-                loops.add_distances(block.numpy(), squared.numpy())
+                self._loops.add_distances(block.numpy(), squared.numpy())
                 if bool(torch.isfinite(squared).all()):
                     total += squared
                     continue
@@ -71,7 +72,11 @@ def partial_distances(
 ) -> dict[int, Tensor]:
     """The same for each chosen stripe, in one pass over what belongs to those."""
 
+    n = len(sources)
+    # By the round, not by what the process has loaded before: a second worker must come to the same.
+    loops = kernels() if worth(sum(run.count for run in floats) * n) else None
+
     def member() -> Callable[[Stripe], Tensor]:
-        return functools.partial(DistanceWorker(device, len(sources)).partial, sources)
+        return functools.partial(DistanceWorker(device, n, loops).partial, sources)
 
     return by_stripe(member, stripes(floats, len(sources)), threads, chosen)

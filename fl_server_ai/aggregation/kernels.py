@@ -186,3 +186,13 @@ def add_distances(rows: Float32s, squared: Float64s) -> None:
             for b in range(a + 1, n):
                 squared[pair] += _squared(rows[a, start:end], rows[b, start:end])
                 pair += 1
+
+
+def try_out() -> None:
+    """Use each loop once, as float32 models do: what can't be compiled, or is broken on disk, raises here."""
+    no_files, few, row = np.empty(0, np.intc), np.zeros((2, 3), np.float32), np.empty(3)
+    read_rows(no_files, 0, few.view(np.uint8))
+    add_up(no_files, 0, row[:0], 1.0, 0.0, 0.0, row, np.empty(3, np.int64))
+    rank(few.view(np.int32), np.array([[0, 1]], np.int32), 0, few.view(np.int32))
+    mean_over(few, row)
+    add_distances(few, row[:1])

@@ -39,6 +39,7 @@ def ranked(rows: "Tensor", first: int, last: int) -> "Tensor":
     keys, target = rows.view(whole).numpy(), result.view(whole).numpy()
     loops = kernels()
     if loops is not None and len(rows) <= COMPILED:
+        keys = keys if keys.flags.c_contiguous else keys.copy()
         loops.rank(keys, as_array(network(len(rows), first, last)), first, target)
     elif len(rows) <= NETWORK:
         floats = rows.element_size() in (4, 8)  # NumPy compares halves one by one

@@ -81,7 +81,8 @@ def test_what_torch_is_in_doubt_about_is_in_doubt(
 ) -> None:
     """More than a tile, with terms that cancel: what is not looked at again is right without it."""
     generator = torch.Generator().manual_seed(1)
-    rows = [torch.randn(30_000, generator=generator) for _ in range(6)]
+    count = 70_000
+    rows = [torch.randn(count, generator=generator) for _ in range(6)]
     rows[5][::3] = -sum(rows[k][::3] * (k + 1) for k in range(5)) / 6
     files, run = sources(tmp_path, rows)
     weights = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
@@ -89,7 +90,7 @@ def test_what_torch_is_in_doubt_about_is_in_doubt(
 
     for loops in LOOPS:
         use(loops, monkeypatch)
-        made.append(Folder(CPU, 30_000, 4).rounded(files, weights, run, 0, 30_000).float())
+        made.append(Folder(CPU, count, 4).rounded(files, weights, run, 0, count).float())
     for file in files:
         file.close()
 
@@ -127,7 +128,7 @@ def test_distances_are_those_of_float64(
     exact = -(torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist") ** 2) / 2
     use("compiled", monkeypatch)
 
-    got = DistanceWorker(CPU, 5).partial(files, [(run, 0, 20_000)])
+    got = DistanceWorker(CPU, 5, compiled.kernels()).partial(files, [(run, 0, 20_000)])
     for file in files:
         file.close()
 
@@ -193,6 +194,25 @@ def test_a_numba_that_does_not_fit_is_said_and_not_used(
 
     assert compiled.kernels() is None
     assert "Numba needs another NumPy" in caplog.text
+
+
+def test_a_cache_that_is_broken_costs_only_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use("compiled", monkeypatch)
+
+    def ends(*_: Any) -> None:
+        raise EOFError
+
+    monkeypatch.setattr(compiled.kernels(), "rank", ends)
+    monkeypatch.setattr(compiled, "_loaded", [])
+
+    for _ in range(2):  # tried, and said, once
+        compiled.prepare(1)
+
+    assert compiled.kernels() is None
+    assert len(caplog.records) == 1
+    assert "EOFError" in caplog.text
 
 
 def test_a_folder_that_can_not_be_written_costs_only_time(monkeypatch: pytest.MonkeyPatch) -> None:
