@@ -114,9 +114,8 @@ class Crowd:
         self.errors: Counter[str] = Counter()
         # round -> when each of those who are asked in it first heard so, by client
         self.known: dict[int, dict[int, float]] = defaultdict(dict)
-        self.over: list[
-            float
-        ] = []  # when each client, asked or not, heard that the training is over
+        # when each client, asked or not, heard that the training is over
+        self.over: list[float] = []
         self.sent: dict[int, list[float]] = defaultdict(list)  # round -> when updates were received
         self.seconds: dict[str, list[float]] = defaultdict(list)  # what -> how long it took
         self.asked = 0

@@ -48,6 +48,9 @@ def run(
 ) -> dict[str, Any] | None:
     """Take part until all trainings of this account have ended; return the final model's fields.
 
+    With them: the last training's id as `training`, how it ended as `training_state` ("C" complete, "X" cancelled,
+    "E" error) and the `reason`. Only a complete one's model is what was wanted: look at the state before using it.
+
     `once` works off what there is now and returns (for cron jobs), `forever` waits for the next
     training, `stop` ends the loop from another thread, after the task at hand and at most 25 s;
     then None is returned. A server that is away is waited for, except with `once`. Finished updates lie in `workdir` (default: a
@@ -67,7 +70,7 @@ def run(
     "webhook" listens at `listen` for the server's notifications, which only say when to ask.
 
     `on_event(name, fields)` is called with "task", "uploaded", "closed", "stopped", "failed",
-    "offline", "listening" and "done"; and once for each of its updates that the server says does not count, with
+    "offline", "listening" and "done", whose fields are those that are returned, also of a training that failed; and once for each of its updates that the server says does not count, with
     "refused" or "quarantined" and the update's `round`, `state` and `reason`. AuthenticationFailed and NotPermitted are raised, the latter
     with NOT_A_CLIENT for an account that no training may ask.
     """
@@ -271,8 +274,11 @@ def _be_heard() -> None:
 
 
 def _final(answer: dict[str, Any]) -> dict[str, Any]:
-    final: dict[str, Any] = answer.get("final_model") or {}
-    return final
+    """The model's fields, and how its training ended; no model for who was taken out."""
+    said = {
+        name: answer[name] for name in ("training", "training_state", "reason") if name in answer
+    }
+    return {**(answer.get("final_model") or {}), **said}
 
 
 def _home(transport: Transport, token: str) -> Path:

@@ -63,7 +63,8 @@ def array_of(value: Any) -> Array:
         value = value.detach().cpu()
         value = (value.float() if dtype_name(value) in LACKED else value).numpy()
     made: Array = np.asarray(value)
-    return made
+    # JAX has these dtypes from `ml_dtypes`: not floating, says NumPy.
+    return made.astype(np.float32, copy=False) if dtype_name(value) in LACKED else made
 
 
 def floats_of(value: Any) -> Array | None:

@@ -93,7 +93,8 @@ def update_submit(
     wanted = wanted_of(training)
     if num_steps is None and wanted.strategy.needs_steps:
         raise Unusable(
-            f"{training.aggregation_method} needs num_steps, the optimiser steps that were made",
+            f"{training.aggregation_method} needs num_steps, the optimiser steps that were made: a "
+            "field of the form, and of the SDK's FitResult",
             code="NUM_STEPS_MISSING",
         )
     task = _task(training, owner, round)

@@ -39,7 +39,7 @@ def own_updates(*, training: Training, owner: uuid.UUID, before: int) -> OwnUpda
     """Of rounds below `before` that it began; of all that are not named the update has been used.
 
     Who was refused and has sent another one for the round is as that one is. Who was asked and of whom there is
-    nothing has not sent it, or it was lost. Older ones than `TOLD` are not named: whoever works one task off
+    nothing has not sent it, or it was lost; if it arrives late after all, the next task says so. Older ones than `TOLD` are not named: whoever works one task off
     knows what was said until then.
     """
     if not before:
@@ -73,9 +73,8 @@ def _asked(training: Training, owner: uuid.UUID, before: int) -> set[int]:
     tasks = Task.objects.filter(
         round__training=training, user=owner, kind=TaskKind.TRAIN, number__lt=before
     )
-    begun = tasks.exclude(fetched_at=None, attempt=1).order_by(
-        "-number"
-    )  # asked again: not told yet
+    # Asked again: not told yet.
+    begun = tasks.exclude(fetched_at=None, attempt=1).order_by("-number")
     return set(begun.values_list("number", flat=True)[:TOLD])
 
 

@@ -372,6 +372,8 @@ def test_fedasync_mixes_in_each_update_with_its_staleness() -> None:
         ({"method": "FedPM", "late_updates": "next_round"}, "late_updates"),
         ({"method": "FedDyn", "mode": "buffered", "buffer_size": 2}, "mode"),
         ({"method": "FedDyn", "late_updates": "next_round"}, "late_updates"),
+        ({"method": "SCAFFOLD", "mode": "buffered", "buffer_size": 2}, "mode"),
+        ({"method": "SCAFFOLD", "late_updates": "next_round"}, "late_updates"),
         ({"method": "IIADMM", "late_updates": "next_round"}, "late_updates"),
         ({"method": "ICEADMM", "late_updates": "next_round"}, "late_updates"),
     ],

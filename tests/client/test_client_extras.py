@@ -1,6 +1,7 @@
 """What goes beside the weights in both directions, what a site remembers, and smaller updates."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -300,6 +301,35 @@ def test_what_was_handed_out_as_bfloat16_goes_back_as_such(
 
     sent = torch_load(server.updates[0].files["model_file"])["w"]
     assert torch.equal(sent, (BF16["w"].float() + 0.003).bfloat16())
+
+
+class OfMlDtypes:
+    """Stands in for an array of JAX: NumPy takes it, and says of its dtype that it is not floating."""
+
+    def __init__(self, numbers: list[float], name: str = "bfloat16") -> None:
+        self.dtype, self.shape = SimpleNamespace(name=name), (len(numbers),)
+        self._numbers = np.array(numbers, object)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self._numbers
+
+
+def test_bfloat16_of_jax_is_a_float_in_every_encoding(tmp_path: Path) -> None:
+    start, end = {"w": OfMlDtypes([1.0, -2.0, 0.5])}, {"w": OfMlDtypes([1.5, -2.0, 0.75])}
+
+    change = encodings.delta(start, end).weights["w"]
+    kept = encodings.topk(start, end, 1, context(tmp_path)).weights
+    gradient = prox.proximal_gradient(end, start, 2.0)["w"]
+
+    assert (np.asarray(change).tolist(), change.dtype) == ([0.5, 0.0, 0.25], "bfloat16")
+    assert (np.asarray(kept["w"]).tolist(), kept["extra.enc.index.w"].tolist()) == ([0.5], [0])
+    assert encodings.int8(encodings.Encoded(end, {})).weights["w"].dtype == np.uint8
+    assert gradient.tolist() == [1.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("end", [OfMlDtypes([1.0], "float8_e5m2"), np.array([True])])
+def test_what_the_server_does_not_add_is_the_new_value_in_a_delta(end: Any) -> None:
+    assert encodings.delta({"w": end}, {"w": end}).weights["w"] is end
 
 
 def test_qsgd_is_the_published_code() -> None:

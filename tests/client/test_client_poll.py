@@ -527,10 +527,13 @@ def test_an_update_that_does_not_count_and_a_bad_end_are_warned_of_once(
         return Reply(201, {"detail": "", **held})
 
     server.routes["POST", "/api/models/m/"] = upload
-    server.ending |= {"training": "t", "training_state": "E", "reason": "TOO_FEW"}
+    ended = {"training": "t", "training_state": "E", "reason": "TOO_FEW"}
+    server.ending |= ended
 
-    run(site, server, tmp_path, on_event=lambda name, fields: events.append((name, fields)))
+    final = run(site, server, tmp_path, on_event=lambda name, fields: events.append((name, fields)))
 
+    assert final == {"id": "m", **ended}
+    assert events[-1] == ("done", final)
     assert [fields for name, fields in events if name in ("refused", "quarantined")] == [
         held,
         refused,

@@ -4,13 +4,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from fl_client.webhook import TYPES, sign
 from fl_server_ai.aggregation import STRATEGIES
 from fl_server_ai.uncertainty import UNCERTAINTY
 from fl_server_core.lifecycle import MOVES, NotificationState
+from fl_server_core.models.notifications import NotificationType
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md")]
@@ -51,6 +54,19 @@ def test_the_reference_is_made_of_what_the_code_says(tmp_path: Path) -> None:
             r"^```{include} _generated/(\S+)", included.read_text(), re.MULTILINE
         ):
             assert page(name)
+
+
+def test_every_message_is_on_the_page_of_webhooks() -> None:
+    page = (ROOT / "docs/reference/webhooks.md").read_text()
+
+    assert {f"| `{kind}` |" for kind in TYPES} <= set(
+        re.findall(r"^\| `[A-Z_]+` \|", page, re.MULTILINE)
+    )
+    assert set(NotificationType.values) == TYPES
+    snippet: dict[str, Any] = {}
+    exec(re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0], snippet)  # noqa: S102 - ours
+    assert snippet["is_genuine"]("key", "1", sign("key", "1", b"{}"), b"{}")
+    assert not snippet["is_genuine"]("key", "2", sign("key", "1", b"{}"), b"{}")
 
 
 def test_every_state_has_its_place_in_the_pictures(tmp_path: Path) -> None:

@@ -114,3 +114,38 @@ def test_the_bash_client_takes_part_until_the_end(tmp_path: Path, server: Federa
         means = {r["key"]: r["value_float"] for r in training.metrics() if r["reporter"] is None}
         assert means == {"accuracy": 0.5, "loss": 1.25}
         assert np.array_equal(fl.models.weights(model)["w"], np.ones((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("example", "method"), [("small_updates.py", "FedAvg"), ("scaffold_site.py", "SCAFFOLD")]
+)
+def test_the_example_sites_learn_their_line(
+    tmp_path: Path, server: Federation, example: str, method: str
+) -> None:
+    with fl_client.connect(server.url) as fl:
+        name = example.partition(".")[0]
+        actor = fl.users.register(f"{name}-actor", "a good long passphrase", actor=True)
+        site = fl.users.register(name, "another long passphrase", client=True)
+    start = {"slope": np.zeros(1, np.float32), "offset": np.zeros(1, np.float32)}
+    with fl_client.connect(server.url, token=actor["token"]) as fl:
+        model = fl.models.upload(name=name, description="", weights=start)
+        training = fl.trainings.create(
+            model=model, rounds=2, clients=[site["id"]], aggregation_method=method
+        )
+        training.start()
+
+        said = run(
+            tmp_path,
+            [
+                sys.executable,
+                str(DOCS / "how-to" / "examples" / example),
+                server.url,
+                site["token"],
+            ],
+        )
+
+        assert "'training_state': 'C'" in said
+        weights = fl.models.weights(model)
+        spread = np.square(np.linspace(-1, 1, 50)).mean()  # one site: 20 steps of plain descent
+        assert weights["slope"].item() == pytest.approx(3 - 3 * (1 - 0.1 * spread) ** 20, abs=0.01)
+        assert weights["offset"].item() == pytest.approx(0.9**20 - 1, abs=0.01)

@@ -23,7 +23,7 @@ class FedAdagradOptions:
     eta: float = eta_field(0.1)
     beta_1: float = beta_field(0.0, "first")
     tau: float = tau_field()
-    variant: str = variant_field("at zero too")
+    variant: str = variant_field("at zero too, with the same result")
     weighting: str = weighting_field()
 
 

@@ -65,7 +65,8 @@ class FedNova(Strategy[FedNovaOptions]):
 
     def extras(self) -> tuple[Extra, ...]:
         said = (
-            "the L1 norm of how much each local gradient counts, if it is not what num_steps says"
+            "the L1 norm of how much each local gradient counts, if it is not what num_steps says; "
+            "in the SDK fl_client.fednova.norm makes it"
         )
         return (Extra("fednova.norm", said, required=False),)
 

@@ -24,7 +24,7 @@ class FedYogiOptions:
     beta_1: float = beta_field(0.9, "first")
     beta_2: float = beta_field(0.99, "second")
     tau: float = tau_field()
-    variant: str = variant_field("at zero too")
+    variant: str = variant_field("at zero too, with the same result")
     weighting: str = weighting_field()
 
 

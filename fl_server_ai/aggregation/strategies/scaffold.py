@@ -38,13 +38,13 @@ class Scaffold(Strategy[ScaffoldOptions]):
     state_blocks = ("c",)
     population_means = ("c",)
     clients_keep = "their own control variates, whose mean the server's is"
+    only_fresh = "c is the mean of what its sites keep, and late changes count less"
     shared: "ClassVar[Mapping[str, str]]" = {"scaffold.c": "c"}
     share = 1.0
 
     def extras(self) -> tuple[Extra, ...]:
-        return (
-            Extra("scaffold.dc", "the change of the client's control variate", per_tensor=True),
-        )
+        said = "the change of the client's control variate; in the SDK fl_client.Scaffold makes it"
+        return (Extra("scaffold.dc", said, per_tensor=True),)
 
     def weights(self, metas: Sequence[UpdateMeta], gram: "Tensor | None") -> Sequence[float]:
         self.share = len(metas) / self.population(len(metas))

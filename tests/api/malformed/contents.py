@@ -149,7 +149,7 @@ EXTRAS = [
     bad("an extra of a reserved namespace", "EXTRA_RESERVED", "extra.fl.x", {**BASE, "extra.fl.x": ONES}),
     bad("an extra that nobody wants", "EXTRA_UNKNOWN", f"{DC}|none", {**BASE, DC: ONES}),
     bad("an extra in the metadata's clothes", "EXTRA_UNKNOWN", "extra.|none", {**BASE, "extra.": ONES}),
-    bad("no extra where one is needed", "EXTRA_MISSING", "extra.scaffold.dc", BASE, "SCAFFOLD"),
+    bad("no extra where one is needed", "EXTRA_MISSING", "extra.scaffold.dc|fl_client.Scaffold", BASE, "SCAFFOLD"),
     bad("an extra of a tensor that is not there", "EXTRA_UNKNOWN", "nobody", {**BASE, DC: ONES,
         "extra.scaffold.dc.nobody": ONES}, "SCAFFOLD"),
     bad("an extra of a counter", "EXTRA_UNKNOWN", N, {**BASE, DC: ONES, f"extra.scaffold.dc.{N}": BASE[N]}, "SCAFFOLD"),
