@@ -242,7 +242,7 @@ def main() -> int:
         soft_wrap=True,
     )
     console.print(
-        f"To look around, keep the server running:  FL_DATA_DIR={folder / 'data'} make serve\n"
+        f"To look around, start the server again:  FL_DATA_DIR={folder / 'data'} make serve\n"
         f"  admin     http://127.0.0.1:8000/admin/   user admin, password {password}\n"
         "  API docs  http://127.0.0.1:8000/api/schema/swagger-ui/",
         highlight=False,

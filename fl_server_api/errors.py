@@ -48,6 +48,12 @@ CODES = {
 }
 
 
+NO_CREDENTIALS = (
+    "this needs a token, as the header 'Authorization: Token <key>'; registering shows you the key, or ask the "
+    "admin for a new one"
+)
+
+
 class UpgradeRequired(exceptions.APIException):
     """The client speaks a protocol that is no longer served."""
 
@@ -96,6 +102,8 @@ def _answer(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]] | No
         return 400, {"detail": said, "code": "TOO_MANY_FIELDS"}, {}
     if isinstance(error, Http404):
         error = exceptions.NotFound()
+    elif isinstance(error, exceptions.NotAuthenticated):
+        error.detail = exceptions.ErrorDetail(NO_CREDENTIALS)
     elif isinstance(error, DjangoPermissionDenied):
         error = exceptions.PermissionDenied()
     if isinstance(error, exceptions.ValidationError):
@@ -158,6 +166,8 @@ def not_found(request: HttpRequest, exception: Exception | None = None) -> JsonR
         if _has_route(meant):
             said += f"; did you mean {meant}?"
             break
+    else:
+        said += "; GET /api/ lists what there is"
     return _plain(request, 404, "NOT_FOUND", said)
 
 

@@ -18,7 +18,9 @@ from fl_server_core.services.tokens import keyed_digest
 log = logging.getLogger("fl.server")
 GUESSES = 10  # wrong passwords for one user name from one address
 SECONDS = 300
-GUESSES_IN_ALL = 200  # the same from all addresses; more than one address comes to in that time
+GUESSES_IN_ALL = (
+    2_000  # the same from all unknown addresses; more than sixteen come to in that time
+)
 SECONDS_IN_ALL = 3_600
 KNOWN_SECONDS = 30 * 86_400  # how long such an address is known
 NETWORK_BITS = 64
@@ -57,9 +59,9 @@ class Tally:
 class Guesses:
     """The wrong passwords for one name, from one address and from all, in the cache that all processes share.
 
-    Who guesses from many addresses has two hundred an hour. So that he doesn't lock the owner out, addresses that the
-    right password came from go on when these are used up. Where the cache is away, nobody is stopped: it holds no
-    truth, and people must be able to log in.
+    Who guesses from many addresses has two thousand an hour. So that he doesn't lock the owner out, addresses that the
+    right password came from go on when these are used up, and what is wrong from there uses up none of them. Where the
+    cache is away, nobody is stopped: it holds no truth, and people must be able to log in. What it forgets is unknown.
     """
 
     def __init__(self, request: HttpRequest, name: str) -> None:
@@ -68,6 +70,7 @@ class Guesses:
         in_all = "guesses:" + keyed_digest("guesses", f"\n{name}")
         self._in_all = Tally(in_all, GUESSES_IN_ALL, SECONDS_IN_ALL)
         self._known = "known:" + keyed_digest("guesses", here)
+        self._is_known = False
 
     def check(self) -> None:
         """Raise `Throttled` (429 with `Retry-After`) after too many."""
@@ -77,14 +80,15 @@ class Guesses:
             log.warning("wrong passwords are not counted: %s", error)
             return
         wait = self._here.wait(found)
-        if self._known not in found:
+        self._is_known = self._known in found
+        if not self._is_known:
             wait = max(wait, self._in_all.wait(found))
         if wait:
             raise Throttled(wait=wait, detail="too many wrong passwords.")
 
     def count(self) -> None:
-        """One more. The first begins the time after which all are forgotten."""
-        for tally in (self._here, self._in_all):
+        """One more, after `check`. The first begins the time after which all are forgotten."""
+        for tally in [self._here] if self._is_known else [self._here, self._in_all]:
             try:
                 tally.add()
             except ValueError:  # forgotten between two questions

@@ -12,6 +12,7 @@ from fl_server_api.uploads import announced
 from fl_server_core.exceptions import TooLarge
 
 __all__ = ["FormParser", "StrictJSONParser", "StrictMultiPartParser"]
+DEPTH = 500  # levels that are read on any stack, and some more
 AROUND = 8  # bytes of a form without parts, beside its boundary
 
 
@@ -29,18 +30,27 @@ class StrictJSONParser(BaseParser):
         limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
         raw = stream.read(limit + 1)
         if len(raw) > limit:
-            raise TooLarge(f"a JSON body may have {limit:,} bytes")
+            raise TooLarge(
+                f"a JSON body may have {limit:,} bytes; send what is large as a file of a form (multipart)"
+            )
         try:
             return strict_json(raw.decode())
-        except (ValueError, RecursionError) as error:
-            raise ParseError(f"this is not valid JSON: {str(error)[:200]}") from error
+        except ValueError as error:
+            raise ParseError(f"this JSON can't be read: {str(error)[:200]}") from error
 
 
 def strict_json(text: str) -> Any:
-    """What `text` says; ValueError or RecursionError for what could not be stored or answered."""
-    data = json.loads(text, parse_constant=_refuse)
-    again = json.dumps(data, allow_nan=False, ensure_ascii=False)
-    again.encode()
+    """What `text` says; ValueError, with a text for who sent it, for what could not be stored or answered."""
+    try:
+        data = json.loads(text, parse_constant=_refuse)
+        again = json.dumps(data, allow_nan=False, ensure_ascii=False)
+    except RecursionError as error:
+        raise ValueError(f"it is nested too deeply; {DEPTH} levels are fine") from error
+    try:
+        again.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(again[error.start]):04x}"
+        raise ValueError(f"{half} is half a surrogate pair; a string has both or none") from error
     if "\\u0000" in again:
         raise ValueError("NUL characters can't be stored")
     return data

@@ -59,9 +59,10 @@ def checked_addresses(host: str, port: int, seconds: float) -> list[str]:
     if not settings.FL_WEBHOOK_ALLOW_PRIVATE:
         for address in addresses:
             if not is_public(address) and not is_allowed(host, address):
+                what = address if host == address else f"{host} is {address}, which"
                 raise Rejected(
-                    f"ADDRESS_REFUSED: {host} is {address}, which is not public; the server's operator "
-                    "may allow it (FL_WEBHOOK_ALLOW)"
+                    f"ADDRESS_REFUSED: {what} is not public; the server's operator may allow it "
+                    "(FL_WEBHOOK_ALLOW)"
                 )
     return addresses[:MAX_ADDRESSES]
 

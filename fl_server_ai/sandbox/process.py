@@ -44,6 +44,7 @@ MOST_DRAWS = 10_000
 DESCRIPTION = 16 * 2**20  # bytes
 UNPRINTABLE = re.compile(r"[^\x20-\x7e\n\u00a0-\ud7ff]+")
 PATHS = re.compile(r"/(?:[\w.+-]+/)+")
+REASON = re.compile(r"^[\w.]*(?:Error|Exception): ", re.MULTILINE)
 # What the child may say about the program; its word is not taken for anything else.
 CODES: dict[str, type[DomainError]] = {
     "NO_DROPOUT": NoDropout,
@@ -264,8 +265,15 @@ def _failure(told: Any) -> DomainError:
 
 
 def plain_text(text: str) -> str:
-    """A program's error text for a user: its end, printable, without this server's folders."""
+    """A program's error text for a user: printable, without this server's folders; its end, if it is long.
+
+    Of a traceback, as TorchScript adds one, the reason comes first.
+    """
     text = PATHS.sub("", UNPRINTABLE.sub(" ", text)).strip()
+    reasons = [found.start() for found in REASON.finditer(text)]
+    if "Traceback" in text and reasons:
+        text = f"{text[reasons[-1] :]}\n{text[: reasons[-1]]}".strip()
+        return text if len(text) <= TEXT else text[:TEXT] + " …"
     return text if len(text) <= TEXT else "… " + text[-TEXT:]
 
 

@@ -152,6 +152,10 @@ def _from_lists(value: Any, dtype: str | None) -> RawTensor:
             array = np.asarray(value)
     except (ValueError, OverflowError, RecursionError, DeprecationWarning) as error:
         raise _bad("nested lists must have the same length at each depth") from error
+    if array.dtype.kind == "O" and all(type(one) in {int, float} for one in array.flat):
+        raise _bad(
+            "an integer is out of range; send -2^63 to 2^64-1, or a number with a decimal point"
+        )
     if array.dtype.kind not in "biuf":
         raise _bad("nested lists hold numbers only, or true and false only")
     wanted = np.dtype(DTYPES[dtype] if dtype else "bool" if array.dtype.kind == "b" else "float32")

@@ -35,6 +35,7 @@ from fl_server_core.services.round_policy import (
     RoundPolicy,
     Standing,
     Step,
+    are_needed,
     decide,
     policy_of,
 )
@@ -137,15 +138,15 @@ def _skip(round: Round, why: str) -> None:
 
 
 def _too_few(round: Round, kind: TaskKind, policy: RoundPolicy) -> str:
-    tally, needed = round_tally(round, kind), policy.min_updates
+    tally, needed = round_tally(round, kind), are_needed(policy.min_updates)
     if kind == TaskKind.SWAG:
         return (
             f"NOT_ENOUGH_MOMENTS: the SWAG round of round {round.number} ended with {tally.done} of "
-            f"{tally.total} answers, {needed} are needed"
+            f"{tally.total} answers, {needed}"
         )
     return (
         f"NOT_ENOUGH_UPDATES: round {round.number} ended with {tally.done} of {tally.total} "
-        f"updates, {needed} are needed{_why_too_few(round, kind)}"
+        f"updates, {needed}{_why_too_few(round, kind)}"
     )
 
 

@@ -29,6 +29,7 @@ from fl_server_core.services.metrics import (
     Value,
     metric_names_check,
     metrics_record,
+    metrics_room_check,
     metrics_size,
 )
 from fl_server_core.services.quotas import storage_check
@@ -87,6 +88,7 @@ def update_submit(
     """
     training = update_precheck(model_id=model_id, user=owner)
     metric_names_check(metrics)
+    metrics_room_check(metrics)
     rounds.update_expected(training=training, owner=owner, number=round)
     rounds.sample_size_check(sample_size)
     reached("upload.staged")
@@ -256,13 +258,12 @@ def metrics_submit(
     """Store metrics of a model. From a participant in a test round they end his part in it.
 
     With a `round`, only if the model is still there; else the training goes by the order of arrival.
+    What an owner adds to a model without a training counts for his quota: `Conflict` (STORAGE_QUOTA).
     """
     model = get_visible(models_visible_to(reporter), model_id)
     metric_names_check(metrics)
     if sample_size is not None:
         rounds.sample_size_check(sample_size)
-    if model.owner_id == reporter.pk:
-        storage_check(user=reporter, size=metrics_size(metrics))
     found = Training.objects.filter(model=model).first()
     if found is None:
         if model.owner_id != reporter.pk and not reporter.is_superuser:
@@ -270,6 +271,8 @@ def metrics_submit(
         if not rounds.evaluation_repeated(
             model=model, reporter=reporter, metrics=metrics, number=round
         ):
+            if model.owner_id == reporter.pk:
+                storage_check(user=reporter, size=metrics_size(metrics))
             metrics_record(
                 model=model,
                 reporter=reporter,

@@ -156,7 +156,8 @@ def curves(training: Training) -> str | SafeString:
         if value is not None:
             points[key].append((step, value))
     if not points:
-        return "no metrics yet"
+        off = training.options.get("skip_model_tests")
+        return "no metrics: model tests are off (skip_model_tests)" if off else "no metrics yet"
     rows = []
     for key, found in sorted(points.items())[:CURVES_SHOWN]:
         step, value = found[0]

@@ -47,7 +47,7 @@ class Options(serializers.DictField):
         if isinstance(data, str):
             try:
                 data = strict_json(data)
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 raise serializers.ValidationError("must be a JSON object") from error
         return super().to_internal_value(data)
 

@@ -165,8 +165,8 @@ def _measured(
 def _meta(text: str) -> dict[str, Any]:
     try:
         found = strict_json(text)
-    except (ValueError, RecursionError) as error:
-        raise Invalid(f"meta is not valid JSON: {str(error)[:200]}", code="BAD_META") from error
+    except ValueError as error:
+        raise Invalid(f"meta can't be read as JSON: {str(error)[:200]}", code="BAD_META") from error
     body = ResultMeta(data=found)
     body.is_valid(raise_exception=True)
     result: dict[str, Any] = body.validated_data

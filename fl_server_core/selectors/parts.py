@@ -15,10 +15,12 @@ CODE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 class Part(models.TextChoices):
     """What a participant is to a round. The first four are waited for; only `done` has answered."""
 
-    INVITED = "invited"  # asked, and heard from lately, but the task was not fetched yet
+    INVITED = "invited"  # asked, and heard from or reached lately, but the task was not fetched yet
     OFFLINE = "offline"  # was not told: nothing heard from this participant lately, or unreachable
-    WORKING = "working"  # has the task, and is heard from
-    SILENT = "silent"  # has the task; nothing heard lately, which may be work without reports
+    WORKING = "working"  # has fetched the task or reported on it, and is heard from
+    SILENT = (
+        "silent"  # was told of the task; nothing heard lately, which may be work without reports
+    )
     DONE = "done"
     LATE = "late"  # no answer by the deadline
     REJECTED = "rejected"  # the participant said no
@@ -55,9 +57,10 @@ def part_of(task: Task, now: datetime) -> Part:
     told = told_at(task)
     heard = heard_at(task)
     quiet = heard is None or heard < now - timedelta(seconds=settings.FL_SILENT_SECONDS)
-    if told is None:
-        return Part.OFFLINE if quiet else Part.INVITED
-    return Part.SILENT if quiet else Part.WORKING
+    if quiet:
+        return Part.OFFLINE if told is None else Part.SILENT
+    begun = task.fetched_at is not None or task.progress_at is not None
+    return Part.WORKING if begun else Part.INVITED
 
 
 def told_at(task: Task) -> datetime | None:

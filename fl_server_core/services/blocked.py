@@ -19,12 +19,12 @@ from fl_server_core.lifecycle import (
     TrainingState,
 )
 from fl_server_core.models import LocalModel, Round, Task, TrainerEvent, Training, User
-from fl_server_core.selectors.parts import Part, heard_at, part_of, told_at
+from fl_server_core.selectors.parts import Part, part_of, told_at
 from fl_server_core.selectors.visibility import is_admin, users_visible_to
 from fl_server_core.services.asking import eligible_now
 from fl_server_core.services.clients import training_missing
 from fl_server_core.services.requirements import Lack
-from fl_server_core.services.round_policy import Step, decide, policy_of
+from fl_server_core.services.round_policy import Step, are_needed, decide, policy_of
 from fl_server_core.services.rounds import current_round, round_end, round_standing, updates_held
 from fl_server_core.services.trainings import participants_active
 
@@ -274,7 +274,7 @@ class _Look:
         if step in {Step.AGAIN, Step.EXTEND}:
             return "those who are missing are asked again"
         if step == Step.FAIL:
-            return f"it ends in ERROR ({reason or f'{policy.min_updates} are needed'})"
+            return f"it ends in ERROR ({reason or are_needed(policy.min_updates)})"
         if step == Step.SKIP:
             return "the round is skipped and the model stays as it is"
         return f"it goes on with the {standing.done} that are in"
@@ -290,7 +290,7 @@ class _Look:
                     task.user_id,
                     names.get(task.user_id, ""),
                     part_of(task, self.now).value,
-                    heard_at(task) if own else None,
+                    task.user.last_seen_at if own else None,
                     task.progress if own else None,
                 )
             )
@@ -305,7 +305,7 @@ class _Look:
             said.append(f"{step} of {of}" if of else f"step {step}")
         if one.last_seen is not None and one.state in {Part.OFFLINE, Part.SILENT}:
             said.append(f"last heard from {ago(self.now - one.last_seen)} ago")
-        elif one.state == Part.OFFLINE and self.insider:
+        elif one.state in {Part.OFFLINE, Part.SILENT} and self.insider:
             said.append("never heard from")
         return f"{one.name or one.user} ({', '.join(said)})"
 

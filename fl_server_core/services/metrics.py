@@ -124,8 +124,8 @@ def metrics_size(metrics: Mapping[str, Value]) -> int:
 
 
 def metrics_kept(owner: User) -> int:
-    """Bytes, about, of what somebody has reported on models of his own: nobody asked him for it."""
-    rows = Metric.objects.filter(reporter=owner, model__owner=owner)
+    """Bytes, about, of what somebody has reported on models of his own without a training: nobody asked him for it."""
+    rows = Metric.objects.filter(reporter=owner, model__owner=owner, model__training=None)
     found = rows.aggregate(number=Count("pk"), size=Sum(Length("value_binary")))
     return int(ROW_BYTES * found["number"] + (found["size"] or 0))
 
@@ -142,6 +142,15 @@ def _check_room(
     number = found["number"] - len(known) + len(values)
     size = (found["size"] or 0) - sum(_bytes(row.value_binary) for row in known)
     size += sum(map(_bytes, values))
+    _refuse_full(number, size)
+
+
+def metrics_room_check(metrics: Mapping[str, Value]) -> None:
+    """Raise `Conflict` (METRICS_FULL) if these alone are more than is kept at one step, whatever is there."""
+    _refuse_full(len(metrics), sum(map(_bytes, metrics.values())))
+
+
+def _refuse_full(number: int, size: int) -> None:
     if number > MAX_METRICS or size > MAX_BYTES:
         raise Conflict(
             f"your metrics of this step would be {number:,} with {size:,} bytes that are no numbers; "

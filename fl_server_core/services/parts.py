@@ -114,9 +114,15 @@ class Parts:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
     def link(self, other: Path) -> None:
-        """A second name for the bytes, which outlives this one. They are new from now on: no sweep takes them for left."""
+        """A second name for the bytes, which outlives this one. They are new from now on: no sweep takes them for left.
+
+        Who asks again after a kill may find them stored already, under a third name. Their time stays then, as long
+        as no sweep is near: who reads a stored file would take it for changed.
+        """
         try:
-            os.utime(self.path)
+            found = self.path.stat()
+            if found.st_nlink == 1 or found.st_mtime < time.time() - REFRESH:
+                os.utime(self.path)
             other.hardlink_to(self.path)
         except FileNotFoundError as error:
             raise gone() from error

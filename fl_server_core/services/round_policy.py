@@ -351,6 +351,11 @@ class Step(StrEnum):
     FAIL = "fail"
 
 
+def are_needed(number: int) -> str:
+    """How many are needed, as words."""
+    return f"{number} {'is' if number == 1 else 'are'} needed"
+
+
 def decide(policy: RoundPolicy, now: Standing) -> tuple[Step, str]:
     """The next step, and why a round fails if not for want of updates ("CODE: sentence").
 

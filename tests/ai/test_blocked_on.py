@@ -95,6 +95,34 @@ def test_who_is_offline_invited_working_or_silent_is_told_apart(
 
 
 @pytest.mark.parametrize(
+    ("delivered", "last_seen", "reported", "part"),
+    [
+        (5, None, False, Part.INVITED),
+        (5, 5, False, Part.INVITED),
+        (5, 5, True, Part.WORKING),
+        (1_000, None, False, Part.SILENT),
+        (1_000, 5, False, Part.INVITED),
+    ],
+)
+def test_a_webhook_that_took_the_message_is_not_at_work_yet(
+    delivered: float, last_seen: float | None, reported: bool, part: Part
+) -> None:
+    running = scene(endpoint="https://site.example/hook")
+    now = timezone.now()
+    task = running.task("ada")
+    task.notifications.update(state="delivered", finished_at=now - timedelta(seconds=delivered))
+    if last_seen is not None:
+        seen(running, "ada", last_seen)
+    if reported:
+        Task.objects.filter(pk=task.pk).update(progress_at=now)
+
+    (who,) = [one for one in told(running).who if one.name == "ada"]
+
+    assert who.state == part
+    assert who.last_seen == User.objects.get(username="ada").last_seen_at
+
+
+@pytest.mark.parametrize(
     ("state", "failure", "part"),
     [
         (TaskState.DONE, "", Part.DONE),

@@ -270,10 +270,11 @@ def test_loopback_is_refused_and_nothing_connects(
 ) -> None:
     settings.FL_WEBHOOK_ALLOW_PRIVATE = False
 
-    with pytest.raises(Rejected, match="ADDRESS_REFUSED"):
+    with pytest.raises(Rejected, match="ADDRESS_REFUSED") as caught:
         deliver(f"http://{host}:{endpoint.port}/hook")
 
     assert endpoint.connections == 0
+    assert f"{host} is {host}" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

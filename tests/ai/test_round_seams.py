@@ -493,7 +493,7 @@ def test_who_may_not_be_asked_yet_is_named_with_what_happens_then() -> None:
 
     assert found.code == "SITES"
     assert {(one.name, one.state) for one in found.who} == {("a", "offline"), ("b", "offline")}
-    assert found.then == "it ends in ERROR (1 are needed)"
+    assert found.then == "it ends in ERROR (1 is needed)"
     assert "a (offline, never heard from)" in found.text
 
 

@@ -18,6 +18,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from fl_server_ai.services.trainings import training_start
+from fl_server_api.admin import overview
 from fl_server_core.exceptions import IllegalMove
 from fl_server_core.lifecycle import RoundPhase, TaskState, TrainingState, move
 from fl_server_core.models import (
@@ -44,6 +45,7 @@ from fl_server_core.models import (
 from fl_server_core.services.models import model_create
 from fl_server_core.services.tokens import BadToken, token_issue, token_user
 from fl_server_core.services.trainings import training_create
+from tests.scenes import scene
 
 pytestmark = pytest.mark.django_db
 
@@ -705,3 +707,13 @@ def test_the_list_of_updates_says_why_one_was_refused(browser: Client) -> None:
 
     assert "TOO_LARGE: its norm is 7 and more" in listed
     assert listed.count("and more") < 20
+
+
+def test_a_training_without_tests_says_why_it_has_no_metrics() -> None:
+    running = scene(skip_model_tests=True)
+
+    assert "skip_model_tests" in overview.curves(running.now)
+
+
+def test_a_training_that_is_yet_to_be_tested_has_no_metrics_yet() -> None:
+    assert overview.curves(scene().now) == "no metrics yet"

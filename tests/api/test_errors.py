@@ -12,6 +12,7 @@ from django.db import InterfaceError, OperationalError
 from django.test import Client
 
 from fl_server_api.errors import STATUS, csrf_failure, handle
+from fl_server_api.parsers import DEPTH
 from fl_server_core import exceptions
 from fl_server_core.services.tokens import token_issue
 from tests.scenes import person, scene
@@ -73,6 +74,47 @@ def test_a_body_that_makes_no_sense_is_refused(login, settings, what: str, path:
         assert response.json()["request_id"] == response["X-Request-ID"]
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"[" * 100_000 + b"]" * 100_000, "nested too deeply; 500 levels"),
+        (b'{"name": "\\ud800"}', "\\ud800 is half a surrogate pair"),
+        (b'{"name": NaN}', "NaN is no JSON"),
+        (b'{"name": 1', "Expecting"),
+        (b" " * (4 * 2**20 + 1), "as a file of a form"),
+    ],
+    ids=["nested", "surrogate", "NaN", "cut", "large"],
+)
+def test_a_body_that_can_not_be_read_is_told_what_is_wrong_with_it(
+    login, body: bytes, said: str
+) -> None:
+    client = login(person("ada", actor=True))
+
+    refused = client.post("/api/trainings/", data=body, content_type="application/json")
+
+    assert refused.status_code in {400, 413}
+    assert said in refused.json()["detail"]
+
+
+def test_as_many_levels_as_are_promised_are_read(login) -> None:
+    body = b'{"model_id": ' + b"[" * (DEPTH - 1) + b"]" * (DEPTH - 1) + b"}"
+
+    refused = login(person("ada", actor=True)).post(
+        "/api/trainings/", data=body, content_type="application/json"
+    )
+
+    assert refused.json()["code"] == "INVALID"
+    assert "nested" not in refused.json()["detail"]
+
+
+def test_who_comes_without_a_token_is_told_how_to_bring_one(login) -> None:
+    refused = login(None).get("/api/trainings/")
+
+    assert (refused.status_code, refused.json()["code"]) == (401, "NOT_AUTHENTICATED")
+    assert "Authorization: Token <key>" in refused.json()["detail"]
+    assert refused["WWW-Authenticate"] == "Token"
+
+
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-python-pickle", "a/b;c", ""])
 def test_an_unknown_content_type_is_415(login, content_type: str) -> None:
     response = login(person("ada", actor=True)).generic(
@@ -107,7 +149,7 @@ def test_a_post_to_a_mistyped_address_is_told_the_right_one(path: str, meant: st
 
     assert (response.status_code, response.json()["code"]) == (404, "NOT_FOUND")
     assert response.json()["detail"].partition("; ")[2] == (
-        f"did you mean {meant}?" if meant else ""
+        f"did you mean {meant}?" if meant else "GET /api/ lists what there is"
     )
 
 

@@ -9,6 +9,7 @@ from django.core.cache import caches
 from django.test import Client, RequestFactory
 from rest_framework.test import APIClient
 
+from fl_server_api import guessing
 from fl_server_api.guessing import GUESSES, SECONDS, SECONDS_IN_ALL, address
 from fl_server_core.models import User
 from fl_server_core.services.tokens import token_issue
@@ -86,6 +87,22 @@ def test_one_name_is_guessed_at_from_many_addresses_only_so_often(bob, monkeypat
     assert SECONDS_IN_ALL - 60 < int(refused["Retry-After"]) <= SECONDS_IN_ALL
     assert ask(RIGHT, REMOTE_ADDR="192.0.2.7").status_code == 200  # where he has been before
     assert ask(RIGHT, name="eve", REMOTE_ADDR="203.0.113.1").status_code == 200
+
+
+def test_wrong_passwords_from_a_known_address_use_up_nobody_elses(bob, monkeypatch) -> None:
+    monkeypatch.setattr("fl_server_api.guessing.GUESSES_IN_ALL", 5)
+    assert ask(RIGHT, REMOTE_ADDR="192.0.2.7").status_code == 200
+    codes = [ask("guess", REMOTE_ADDR="192.0.2.7").status_code for _ in range(5)]
+
+    elsewhere = ask(RIGHT, REMOTE_ADDR="203.0.113.1")
+
+    assert (codes, elsewhere.status_code) == ([401] * 5, 200)
+
+
+def test_a_handful_of_addresses_can_not_use_up_what_all_have() -> None:
+    an_hour_from_one = GUESSES * SECONDS_IN_ALL // SECONDS
+
+    assert 16 * an_hour_from_one < guessing.GUESSES_IN_ALL
 
 
 def test_tokens_are_not_counted(bob) -> None:

@@ -298,6 +298,7 @@ def test_large_inputs_and_answers_are_files_that_go_with_the_job(client) -> None
         ("not base64!", {}, 400, "BAD_INPUT", "base64"),
         ("AAAA", {}, 415, "UNKNOWN_CONTAINER", "container"),
         ({"a": 1}, {}, 400, "INVALID", "nested lists"),
+        ([[2**70, 1]], {}, 400, "BAD_INPUT", "out of range"),
         (INPUT, {"dtype": "float8"}, 400, "INVALID", "dtype"),
         (INPUT, {"return_format": "pickle"}, 400, "INVALID", "return_format"),
         (INPUT, {"uncertainty_method": "GUESS"}, 400, "UNKNOWN_METHOD", "MC_DROPOUT"),

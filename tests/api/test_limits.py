@@ -422,6 +422,42 @@ def test_what_somebody_reports_on_his_own_models_counts(login, settings) -> None
     assert storage_used(actor) == kept + 2 * 512 + 500
 
 
+def test_an_owner_at_his_quota_answers_the_test_that_he_is_asked_for(login, settings) -> None:
+    running = scene(rounds=3)
+    ada = running.sites["ada"]
+    GlobalModel.objects.filter(pk=running.training.model_id).update(owner=ada)
+    for site in running.sites:
+        running.send(site, 1.0)
+    running.work()
+    kept = storage_used(ada)
+    settings.FL_USER_BYTES = 1
+    body = {"metric_names": ["acc"], "metric_values": ["0.5"], "round": 1}
+
+    answer = login(ada).post(f"/api/models/{running.training.model_id}/metrics/", body)
+
+    assert (answer.status_code, running.task("ada", "evaluate").state) == (201, "done")
+    assert storage_used(ada) == kept
+    running.report("grace", {"acc": 0.5})
+    running.work()
+    again = login(ada).post(f"/api/models/{running.training.model_id}/metrics/", body)
+    assert again.status_code == 201
+
+
+def test_a_lost_answer_to_an_owners_metrics_is_given_again_at_his_quota(login, settings) -> None:
+    actor = person("actor", actor=True)
+    client = login(actor)
+    model = client.post("/api/models/", form(), format="multipart").json()["model_id"]
+    url, body = f"/api/models/{model}/metrics/", {"metric_names": ["a"], "metric_values": ["1.0"]}
+    assert client.post(url, body).status_code == 201
+    GlobalModel.objects.filter(pk=model).update(round=1)
+    settings.FL_USER_BYTES = 1
+
+    again = client.post(url, {**body, "round": 0})
+
+    assert again.status_code == 201
+    assert client.post(url, body).json()["code"] == "STORAGE_QUOTA"
+
+
 def test_what_aggregations_and_updates_add_does_not_count() -> None:
     running = scene(rounds=1)
     before = storage_used(running.actor)

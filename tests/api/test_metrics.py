@@ -11,9 +11,11 @@ from django.utils import timezone
 from safetensors.numpy import save
 
 from fl_server_ai.services.reconciler import sweep
+from fl_server_ai.services.updates import update_submit
+from fl_server_core.exceptions import Conflict
 from fl_server_core.models import LocalModel, Metric, Round, Task
 from fl_server_core.services.metrics import metrics_record
-from tests.scenes import Scene, scene, weights
+from tests.scenes import Scene, scene, staged, weights
 
 pytestmark = pytest.mark.django_db
 BAD_NAMES = ["\ud800", "\x00", "", "k" * 129]
@@ -111,6 +113,25 @@ def test_a_step_keeps_four_megabytes_that_are_no_numbers(login) -> None:
     assert send("e", size=5) == 409
     assert send("a", "b") == 201  # in the place of what was there
     assert send("e", size=4) == 201
+
+
+def test_an_update_with_more_than_that_is_refused_before_its_file_is_read(monkeypatch) -> None:
+    running = scene()
+    monkeypatch.setattr("fl_server_ai.services.updates.update_received", pytest.fail)
+
+    with pytest.raises(Conflict) as caught:
+        update_submit(
+            model_id=running.training.model_id,
+            owner=running.sites["ada"],
+            round=0,
+            sample_size=1,
+            file=staged(save(weights(1.0))),
+            sha256=None,
+            metrics=dict.fromkeys("abcde", b"x" * 2**20),
+        )
+
+    assert caught.value.error_code == "METRICS_FULL"
+    assert running.task("ada").state == "open"
 
 
 @pytest.mark.parametrize("name", BAD_NAMES, ids=["surrogate", "nul", "empty", "long"])

@@ -506,6 +506,24 @@ def test_an_upload_that_is_named_after_a_day_is_not_swept_while_it_is_read_or_st
         assert path.read_bytes() == DATA
 
 
+def test_an_upload_that_is_named_again_after_a_kill_leaves_the_stored_file_as_it_is(
+    ada, tmp_path: Path
+) -> None:
+    url = begin(ada)
+    patch(ada, url, DATA)
+    aged(identity(url), "part")
+    upload, stored = parts.Parts(Upload.objects.get().pk), tmp_path / "stored"
+
+    upload.link(stored)
+    fresh = stored.stat().st_mtime
+    then = fresh - 600
+    os.utime(stored, (then, then))
+    upload.link(tmp_path / "again")
+
+    assert fresh > timezone.now().timestamp() - 600  # no sweep takes it while it is read
+    assert stored.stat().st_mtime == then
+
+
 def test_all_that_has_expired_is_forgotten_however_much_it_is(ada, monkeypatch) -> None:
     monkeypatch.setattr(uploads, "AT_ONCE", 2)
     owner, now = person("many", client=True), timezone.now()
