@@ -13,7 +13,7 @@ from fl_server_core.exceptions import TooLarge
 
 __all__ = ["FormParser", "StrictJSONParser", "StrictMultiPartParser"]
 DEPTH = 500  # levels that are read on any stack, and some more
-AROUND = 8  # bytes of a form without parts, beside its boundary
+AROUND = (4, 6, 8)  # bytes of a form without parts, beside its boundary: dashes and line ends
 
 
 class StrictJSONParser(BaseParser):
@@ -73,6 +73,6 @@ class StrictMultiPartParser(MultiPartParser):
         request = (parser_context or {})["request"]
         boundary = request._request.content_params.get("boundary", "")
         empty = not parsed.data and not parsed.files
-        if empty and announced(request) > len(boundary) + AROUND:
+        if empty and announced(request) not in (0, *(len(boundary) + n for n in AROUND)):
             raise ParseError("this multipart body has no part with a name: is its boundary right?")
         return parsed
