@@ -47,7 +47,7 @@ def uploaded(who: str = "ada", cut: int = 0, **more: Any) -> Send:
 
 
 WHO = [
-    case("nobody", 401, "NOT_AUTHENTICATED", "credentials", form(who="")),
+    case("nobody", 401, "NOT_AUTHENTICATED", "Authorization: Token", form(who="")),
     case("an unknown token", 401, "BAD_TOKEN", "log in again", header("Token " + "0" * 40)),
     case("a token in two words", 401, "BAD_TOKEN", "Authorization", header("Token a b")),
     case("a Bearer token", 401, "BAD_TOKEN", "Authorization: Token <key>", header("Bearer abc")),
