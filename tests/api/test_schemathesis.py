@@ -1,6 +1,7 @@
 """The API keeps to its own OpenAPI document, whatever is thrown at it, alone and in sequences."""
 
 from collections.abc import Iterator
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -111,10 +112,12 @@ def failures(found: Iterator[events.EngineEvent]) -> list[str]:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A session for what is asked again without a token.
+    """A session for what is asked again without a token, and bodies that stay in memory.
 
-    Only with one does the transport leave out what an application in the same process has no use for.
+    Only with a session does the transport leave out what an application in the same process has no use for; and large bodies
+    are files that its test client doesn't close.
     """
+    monkeypatch.setattr("werkzeug.test.TemporaryFile", lambda _: BytesIO())
     send = WSGITransport.send
 
     def with_session(self: Any, case: Any, *, session: Any = None, **kwargs: Any) -> Any:
