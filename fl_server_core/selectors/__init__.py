@@ -1,7 +1,7 @@
 """What reads data: one `visible_to(user)` query per model, which every list and lookup goes through."""
 
 from fl_server_core.selectors.gaps import OUTCOMES, Gap, Missing, gaps, outcome, with_gaps
-from fl_server_core.selectors.parts import Part, failure_code, heard_at, part_of, told_at
+from fl_server_core.selectors.parts import Part, failure_code, part_of, told_at
 from fl_server_core.selectors.visibility import (
     get_visible,
     groups_visible_to,
@@ -28,7 +28,6 @@ __all__ = [
     "gaps",
     "get_visible",
     "groups_visible_to",
-    "heard_at",
     "inference_jobs_visible_to",
     "is_admin",
     "local_models_visible_to",
