@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fl_client import statistics as clients
 from fl_server_ai.aggregation import STRATEGIES, Strategy, UpdateMeta
+from fl_server_ai.aggregation import statistics as servers
 from fl_server_ai.aggregation.engine import UpdateFile, aggregate
 from fl_server_ai.aggregation.options import parse_options
 from fl_server_ai.testing import furnished
@@ -177,3 +179,18 @@ def test_stale_updates_are_moved_to_the_current_model_without_them(
     assert statistics(made) == statistics(own)
     moved = own["d"].double() + (base["d"].double() - older["d"].double())
     np.testing.assert_array_equal(made["d"], moved.float())
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("bn.running_mean", True),
+        ("running_var", True),
+        ("layers/bn/moving_variance", True),
+        ("bn.weight", False),
+        ("my_running_mean", False),
+        ("running_mean.scale", False),
+    ],
+)
+def test_the_sdk_and_the_server_agree_on_what_statistics_are(name: str, is_one: bool) -> None:
+    assert (clients.is_statistic(name), servers.is_statistic(name)) == (is_one, is_one)
